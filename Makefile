@@ -1,0 +1,43 @@
+# The two commands that matter: `make demo` and `make test`. Each sets up .venv by itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= outputs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check parity clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed  ## animate the example character with a real dance (about a minute on a CPU)
+	mkdir -p $(OUT)
+	$(BIN)/python -m xicon_infer.run --pipeline scail --preset tiny \
+		--image examples/character.png --track examples/dance_fullbody.npz \
+		--width 256 --height 448 --max-frames 97 --seed 1 \
+		--sheet --pose-preview --overwrite --output $(OUT)/demo.mp4
+
+test: $(VENV)/.installed  ## run every test that needs no GPU, network or real weights
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## format and lint check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed  ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test  ## everything a commit must pass
+
+parity: $(VENV)/.installed  ## replay the golden files that travel with the tests
+	$(BIN)/python -m tests.parity tests/golden
+
+clean:  ## remove the virtual environment and outputs
+	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Image and video in and out (PyAV, Pillow, NumPy). Never imports torch."""

@@ -1,0 +1,1 @@
+"""Tensor operations that models are made of: attention, RoPE, linear layers, LoRA."""

@@ -1,0 +1,1 @@
+"""Motion: skeletons, tracks, cameras and the drawing of poses."""

@@ -1,0 +1,1 @@
+"""Sigmas, solvers, guidance, context windows. Never sees a model class."""

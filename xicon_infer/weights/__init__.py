@@ -1,0 +1,1 @@
+"""Checkpoints: reading, key maps, strict loading."""
