@@ -1,0 +1,303 @@
+"""The Wan2.1 video transformer (text to video, image to video), at any size.
+
+Parameter names and shapes are exactly those of the published checkpoints, so that fp8 files,
+GGUF files and LoRAs of the community fit without a map. `WanTransformer.forward` predicts the
+flow velocity (noise minus clean latents).
+
+What depends on the conditioning alone is computed once by `encode_context`; the sampling loop
+passes the result in at every step.
+
+Shape letters: B batch, T latent frames, H and W latent rows and columns, C channels, L tokens,
+D model width.
+
+Source: Wan-Video/Wan2.1: wan/modules/model.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xicon_infer.errors import InvalidRequest
+from xicon_infer.models.wan_layers import Block, CrossContext, Head, ImageProjection
+from xicon_infer.ops.attention import Backend, choose_backend, kernel_context
+from xicon_infer.ops.rope import Rope, grid_rope
+
+TIME_SCALE = 10000.0
+"""Longest wavelength of the sinusoidal time embedding."""
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """The numbers that make a Wan transformer.
+
+    dim: model width. ffn_dim: inner width of the feed-forward. num_heads, num_layers.
+    in_dim: channels per latent cell going in (16 noise, 36 with mask and image). out_dim: 16.
+    text_dim, text_len: width and padded length of the text states. image_dim: width of the CLIP
+    states, None for a text-only model. freq_dim: width of the sinusoidal time embedding.
+    patch: patch size in (T, H, W). eps: of every norm but those of the image projection.
+
+    Raises:
+        ValueError: the numbers cannot make a model.
+    """
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_dim: int
+    out_dim: int = 16
+    text_dim: int = 4096
+    text_len: int = 512
+    image_dim: int | None = None
+    freq_dim: int = 256
+    patch: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ValueError(f"dim {self.dim} does not give {self.num_heads} heads of even width")
+        if min(self.num_layers, self.ffn_dim, self.in_dim, self.out_dim, self.text_len) < 1:
+            raise ValueError(f"every size must be at least 1: {self}")
+
+    @property
+    def head_dim(self) -> int:
+        """Returns the width of one head."""
+        return self.dim // self.num_heads
+
+
+WAN_T2V_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, in_dim=16)
+WAN_T2V_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16)
+WAN_I2V_14B = replace(WAN_T2V_14B, in_dim=36, image_dim=1280)
+
+
+Context = list[CrossContext]
+"""The cross-attention keys and values of every block, in order."""
+
+
+class WanTransformer(nn.Module):
+    """The transformer. Build it on the meta device for the real sizes, then load into it.
+
+    Args:
+        config: the sizes.
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, with_image = config.dim, config.image_dim is not None
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch, stride=config.patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, dim * 6))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.ffn_dim, config.num_heads, config.eps, with_image=with_image)
+            for _ in range(config.num_layers)
+        )
+        self.head = Head(dim, math.prod(config.patch) * config.out_dim, config.eps)
+        if config.image_dim is not None:
+            self.img_emb = ImageProjection(config.image_dim, dim)
+        self.attention_request = "auto"
+        self._rope_cache: dict[tuple[object, ...], Rope] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Returns the compute dtype: that of the biases, which are never fp8."""
+        bias = self.blocks[0].ffn[0].bias  # type: ignore[index, union-attr]
+        assert isinstance(bias, Tensor)
+        return bias.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Returns where the blocks are."""
+        return self.patch_embedding.weight.device
+
+    @property
+    def backend(self) -> Backend:
+        """Returns the attention kernel in use, chosen once per device and dtype."""
+        return choose_backend(
+            self.attention_request, self.device, self.dtype, self.config.head_dim
+        )
+
+    def fuse_projections(self) -> None:
+        """Fuses q, k and v of every self-attention into one product. Results stay the same."""
+        for block in self.blocks:
+            block.self_attn.fuse()  # type: ignore[operator, union-attr]
+
+    def encode_context(self, text: list[Tensor], image: Tensor | None = None) -> Context:
+        """Returns the keys and values of text and image for every block; compute it once.
+
+        Args:
+            text: one tensor [L_i, text_dim] per sample, not padded. Rows up to text_len are
+                filled with zeros before the text MLP: its output for them is attended to.
+            image: CLIP states [B, S, image_dim]; required exactly by image-conditioned models.
+
+        Raises:
+            InvalidRequest: a text is longer than text_len, or the image is missing or unused.
+        """
+        if (image is None) != (self.config.image_dim is None):
+            raise InvalidRequest("this model needs CLIP image states exactly if it was built for them")
+        with kernel_context(self.backend):
+            text_states = self.embed_text(text)
+            image_states = None if image is None else self.img_emb(image.to(self.device))
+            return [block.cross_attn.project(text_states, image_states) for block in self.blocks]
+
+    def embed_text(self, text: list[Tensor]) -> Tensor:
+        """Returns the projected text [B, text_len, D] of unpadded states [L_i, text_dim]."""
+        longest = max(len(states) for states in text)
+        if longest > self.config.text_len:
+            raise InvalidRequest(f"text of {longest} tokens exceeds {self.config.text_len}")
+        padded = torch.stack(
+            [F.pad(states, (0, 0, 0, self.config.text_len - len(states))) for states in text]
+        )
+        return self.text_embedding(padded.to(self.device, self.dtype))
+
+    def embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the time embedding [B, D] and its projection [B, 6, D], float32.
+
+        Args:
+            timestep: [B], 0 to 1000.
+        """
+        half = self.config.freq_dim // 2
+        steps = torch.arange(half, dtype=torch.float64, device=timestep.device)
+        angle = timestep.double()[:, None] * TIME_SCALE ** (-steps / half)
+        first, second = self.time_embedding[0], self.time_embedding[2]
+        weight = first.weight
+        waves = torch.cat((angle.cos(), angle.sin()), dim=-1).to(weight.dtype)
+        embedding = second(F.silu(first(waves)))
+        projected = self.time_projection(embedding).unflatten(-1, (6, -1))
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return embedding.to(wide), projected.to(wide)
+
+    def embed_patches(self, latents: Tensor) -> Tensor:
+        """Returns tokens [B, L, D], ordered T, H, W, from latents [B, in_dim, T, H, W]."""
+        return patchify(self.patch_embedding, latents).to(self.dtype)
+
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        time: tuple[Tensor, Tensor],
+        rope: Rope,
+        context: Context,
+        keep: slice,
+    ) -> Tensor:
+        """Returns the patch values [B, kept tokens, p] float32 of the tokens in `keep`.
+
+        Args:
+            tokens: [B, L, D]. time: as `embed_time` gives it. rope: table of the L tokens.
+            context: as `encode_context` gives it. keep: the tokens to predict.
+        """
+        backend = self.backend
+        embedding, projection = time
+        last = len(self.blocks) - 1
+        with kernel_context(backend):
+            for index, (block, cross) in enumerate(zip(self.blocks, context, strict=True)):
+                kept = keep if index == last else slice(None)
+                tokens = block(tokens, projection, rope, cross, backend, kept)
+        return self.head(tokens, embedding)
+
+    def unpatchify(self, values: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Returns [B, out_dim, T, H, W] from [B, L, p] over a token grid (T, rows, columns)."""
+        t, h, w = grid
+        pt, ph, pw = self.config.patch
+        cells = values.unflatten(-1, (pt, ph, pw, self.config.out_dim)).unflatten(1, (t, h, w))
+        # [B, t, h, w, pt, ph, pw, C] -> [B, C, t, pt, h, ph, w, pw]
+        return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Context,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the velocity, float32 [B, 16, T, H, W].
+
+        Args:
+            latents: noisy latents float32 [B, 16, T, H, W]; H and W even.
+            timestep: [B], 0 to 1000.
+            context: as `encode_context` gives it.
+            condition: image-to-video channels [B, 20, T, H, W] (4 mask, 16 image), or None.
+
+        Raises:
+            InvalidRequest: the channels or the grid do not fit the model.
+        """
+        stacked = latents if condition is None else torch.cat((latents, condition), dim=1)
+        grid = self.token_grid(stacked)
+        rope = self.cached_rope(("plain", *grid), lambda: plain_rope(grid, self.config.head_dim))
+        time = self.embed_time(timestep)
+        values = self.run_blocks(self.embed_patches(stacked), time, rope, context, slice(None))
+        return self.unpatchify(values, grid)
+
+    def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """Returns (T, rows, columns) of the tokens of [B, in_dim, T, H, W]; checks the shape."""
+        _, channels, t, h, w = latents.shape
+        pt, ph, pw = self.config.patch
+        if channels != self.config.in_dim:
+            raise InvalidRequest(
+                f"the model takes {self.config.in_dim} channels, got {channels}: {self.config}"
+            )
+        if t % pt or h % ph or w % pw:
+            raise InvalidRequest(f"a latent grid {t}x{h}x{w} is not a multiple of {pt}x{ph}x{pw}")
+        return t // pt, h // ph, w // pw
+
+    def cached_rope(self, key: tuple[object, ...], build: Callable[[], Rope]) -> Rope:
+        """Returns the table for `key`, built once and kept on the model's device."""
+        if len(self._rope_cache) > 8:  # a job uses two or three; long-lived workers must not grow
+            self._rope_cache.clear()
+        full_key = (*key, self.device)
+        if full_key not in self._rope_cache:
+            self._rope_cache[full_key] = build().to(self.device)
+        return self._rope_cache[full_key]
+
+
+def plain_rope(grid: tuple[int, int, int], head_dim: int) -> Rope:
+    """Returns the table of a grid that starts at (0, 0, 0)."""
+    t, h, w = (torch.arange(n) for n in grid)
+    return grid_rope(t, h, w, head_dim)
+
+
+def patchify(embedding: nn.Conv3d, latents: Tensor) -> Tensor:
+    """Returns [B, L, D] in the dtype of the patch embedding (float32 in every checkpoint)."""
+    weight = embedding.weight
+    return embedding(latents.to(weight.device, weight.dtype)).flatten(2).transpose(1, 2)
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], head_dim: int = 128) -> WanConfig:
+    """Returns the configuration that gives these tensor shapes (original Wan names).
+
+    Args:
+        shapes: name -> shape, prefixes stripped.
+        head_dim: width of a head; 128 in every published model, smaller in tests.
+
+    Raises:
+        InvalidRequest: a tensor that tells a size is missing.
+    """
+    try:
+        dim, in_dim, *patch = shapes["patch_embedding.weight"]
+        out_values = shapes["head.head.weight"][0]
+        image = shapes.get("img_emb.proj.0.weight")
+        layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+        return WanConfig(
+            dim=dim,
+            ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
+            num_heads=max(1, dim // head_dim),
+            num_layers=len(layers),
+            in_dim=in_dim,
+            out_dim=out_values // math.prod(patch),
+            text_dim=shapes["text_embedding.0.weight"][1],
+            image_dim=image[0] if image else None,
+            freq_dim=shapes["time_embedding.0.weight"][1],
+            patch=(patch[0], patch[1], patch[2]),
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise InvalidRequest(f"these tensors are not a Wan transformer: {error}") from error

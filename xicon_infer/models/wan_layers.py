@@ -1,0 +1,241 @@
+"""The layers of the Wan2.1 transformer; parameter names are those of the published checkpoints.
+
+Precision: linear layers run in the dtype of their weights. Norms, modulation and gated sums are
+computed in float32 and rounded once, because six rounded steps per block add up over 40 blocks.
+
+The keys and values of cross-attention depend on the prompt and the image alone, not on the noise
+or the step. They are computed once by `CrossAttention.project` and passed in: that is a quarter
+of all block weights that the sampling loop never touches.
+
+Shape letters: B batch, L tokens, S context tokens, D model width, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xicon_infer.ops.attention import Backend, attention
+from xicon_infer.ops.rope import Rope, apply_rope
+
+IMAGE_NORM_EPS = 1e-5
+"""Of the two LayerNorms in the image projection; every other norm uses the model's eps (1e-6)."""
+
+
+class CrossContext(NamedTuple):
+    """Keys and values of one block's cross-attention: [B, S, H, head_dim], image parts or None."""
+
+    k: Tensor
+    v: Tensor
+    k_image: Tensor | None
+    v_image: Tensor | None
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the whole width (all heads together), in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the normalised x [..., D], dtype of x."""
+        wide = _widen(x)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale * self.weight).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Attention over all tokens, RoPE on queries and keys."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+        self.qkv: nn.Linear | None = None
+
+    def fuse(self) -> None:
+        """Replaces q, k and v by one linear layer `qkv`: one large product instead of three.
+
+        Call it after loading; LoRA side paths must be merged before. Only plain layers of one
+        dtype can be fused.
+
+        Raises:
+            TypeError: a projection is not a plain `nn.Linear`.
+        """
+        parts = (self.q, self.k, self.v)
+        if any(type(part) is not nn.Linear for part in parts):
+            raise TypeError("only plain linear layers can be fused; merge LoRAs first")
+        dim = self.q.in_features
+        fused = nn.Linear(dim, 3 * dim, device="meta")
+        fused.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
+        fused.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
+        self.qkv = fused
+        del self.q, self.k, self.v
+
+    def forward(self, x: Tensor, rope: Rope, backend: Backend, keep: slice) -> Tensor:
+        """Returns the attended tokens of the slice `keep`; every token serves as key.
+
+        Args:
+            x: [B, L, D]. rope: table of the L tokens. backend: attention kernel.
+            keep: the tokens whose output is wanted.
+        """
+        if self.qkv is not None:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q = q[:, keep]
+        else:
+            q, k, v = self.q(x[:, keep]), self.k(x), self.v(x)
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)) for part in (self.norm_q(q), self.norm_k(k), v)
+        )
+        q = apply_rope(q, Rope(rope.cos[keep], rope.sin[keep]))
+        return self.o(attention(q, apply_rope(k, rope), v, backend).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text and, in image-conditioned models, to the image.
+
+    Both attentions share the query; their results are added before the one output projection.
+    """
+
+    def __init__(self, dim: int, num_heads: int, eps: float, *, with_image: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+        self.with_image = with_image
+        if with_image:
+            self.k_img, self.v_img = nn.Linear(dim, dim), nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim, eps)
+
+    def project(self, text: Tensor, image: Tensor | None) -> CrossContext:
+        """Returns the keys and values of the context, once per job.
+
+        Args:
+            text: projected text [B, S, D].
+            image: projected image tokens [B, S', D], or None for a text-only model.
+        """
+        k, v = self._heads(self.norm_k(self.k(text))), self._heads(self.v(text))
+        if image is None or not self.with_image:
+            return CrossContext(k, v, None, None)
+        k_image = self._heads(self.norm_k_img(self.k_img(image)))
+        return CrossContext(k, v, k_image, self._heads(self.v_img(image)))
+
+    def forward(self, x: Tensor, context: CrossContext, backend: Backend) -> Tensor:
+        """Returns [B, L, D]."""
+        q = self._heads(self.norm_q(self.q(x)))
+        out = attention(q, context.k, context.v, backend)
+        if context.k_image is not None and context.v_image is not None:
+            out = out + attention(q, context.k_image, context.v_image, backend)
+        return self.o(out.flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward, modulated by the time embedding."""
+
+    def __init__(
+        self, dim: int, ffn_dim: int, num_heads: int, eps: float, *, with_image: bool
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+        self.self_attn = SelfAttention(dim, num_heads, eps)
+        self.norm3 = nn.LayerNorm(dim, eps=eps)
+        self.cross_attn = CrossAttention(dim, num_heads, eps, with_image=with_image)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Rope,
+        context: CrossContext,
+        backend: Backend,
+        keep: slice = slice(None),
+    ) -> Tensor:
+        """Returns the hidden states of the tokens in `keep`.
+
+        Args:
+            x: [B, L, D]. modulation: float32 [B, 6, D], the projected time embedding.
+            rope: table of the L tokens. context: keys and values of the cross-attention.
+            backend: attention kernel. keep: tokens that anything reads afterwards; the last
+                block of a model skips the rest, of which only keys and values were needed.
+        """
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
+            (self.modulation.to(modulation.dtype) + modulation).unsqueeze(2).unbind(1)
+        )
+        attended = self.self_attn(modulate(x, shift, scale, self.eps), rope, backend, keep)
+        x = gated_add(x[:, keep], attended, gate)
+        x = x + self.cross_attn(layer_norm(x, self.norm3), context, backend)
+        return gated_add(x, self.ffn(modulate(x, ffn_shift, ffn_scale, self.eps)), ffn_gate)
+
+
+class Head(nn.Module):
+    """The last norm and projection, modulated by the unprojected time embedding."""
+
+    def __init__(self, dim: int, out_width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.modulation = nn.Parameter(torch.zeros(1, 2, dim))
+        self.head = nn.Linear(dim, out_width)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Returns [B, L, patch values] float32, from x [B, L, D] and time [B, D] float32."""
+        shift, scale = (self.modulation.to(time.dtype) + time[:, None]).unsqueeze(2).unbind(1)
+        normed = F.layer_norm(_widen(x), (x.shape[-1],), eps=self.eps) * (1 + scale) + shift
+        return self.head(normed.to(self.head.weight.dtype)).to(time.dtype)
+
+
+class ImageProjection(nn.Module):
+    """Brings CLIP tokens to the model's width (`img_emb`)."""
+
+    def __init__(self, image_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(image_dim, eps=IMAGE_NORM_EPS),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, dim),
+            nn.LayerNorm(dim, eps=IMAGE_NORM_EPS),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns [B, S, D] from CLIP states [B, S, image_dim]."""
+        norm_in, first, act, second, norm_out = self.proj
+        hidden = second(act(first(layer_norm(image.to(first.weight.dtype), norm_in))))
+        return layer_norm(hidden, norm_out)
+
+
+def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """Returns the affine LayerNorm of x, computed in float32, in the dtype of x."""
+    assert isinstance(norm, nn.LayerNorm)
+    wide = _widen(x)
+    weight, bias = norm.weight.to(wide.dtype), norm.bias.to(wide.dtype)
+    return F.layer_norm(wide, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Returns LayerNorm(x) (1 + scale) + shift in the dtype of x; [B, L, D] and [B, 1, D]."""
+    return (F.layer_norm(_widen(x), (x.shape[-1],), eps=eps) * (1 + scale) + shift).to(x.dtype)
+
+
+def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """Returns x + gate * update in the dtype of x; the sum is float32."""
+    return torch.addcmul(_widen(x), _widen(update), gate).to(x.dtype)
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Returns x in at least float32."""
+    return x if x.dtype == torch.float64 else x.float()
