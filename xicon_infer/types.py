@@ -146,7 +146,8 @@ class Result:
     path: the video. mime_type: "video/mp4". seed: the seed used. settings: every setting used.
     stages: time and memory of each. warnings: every repair, fallback or choice made on the way.
     versions: of this package, torch and the libraries used. outputs: name -> path of each other
-    file written (report, contact sheet, pose video).
+    file written (report, contact sheet, pose video). machine: device, dtype and attention kernel
+    that were used, and where each component came from.
     """
 
     path: Path
@@ -161,6 +162,7 @@ class Result:
     warnings: list[str]
     versions: dict[str, str]
     outputs: dict[str, Path] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 class Progress(Protocol):

@@ -260,6 +260,23 @@ class WanTransformer(nn.Module):
         return self._rope_cache[full_key]
 
 
+def stack_contexts(first: Context, second: Context) -> Context:
+    """Returns the contexts of two batches as that of one, [B1 + B2, S, heads, head_dim] each."""
+
+    def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat((a, b))
+
+    return [
+        CrossContext(
+            torch.cat((a.k, b.k)),
+            torch.cat((a.v, b.v)),
+            joined(a.k_image, b.k_image),
+            joined(a.v_image, b.v_image),
+        )
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
 def plain_rope(grid: tuple[int, int, int], head_dim: int) -> Rope:
     """Returns the table of a grid that starts at (0, 0, 0)."""
     t, h, w = (torch.arange(n) for n in grid)

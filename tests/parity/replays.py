@@ -1,0 +1,17 @@
+"""The list of every replay, in the order in which a file is offered to them."""
+
+from __future__ import annotations
+
+from tests.parity import dit, encoders, media, pose, sampling, side_files, vae, weights
+from tests.parity.golden import Replay
+
+REPLAYS: tuple[Replay, ...] = (
+    *dit.REPLAYS,
+    *sampling.REPLAYS,
+    *vae.REPLAYS,
+    *encoders.REPLAYS,
+    *weights.REPLAYS,
+    *media.REPLAYS,
+    *pose.REPLAYS,
+    *side_files.REPLAYS,
+)

@@ -1,0 +1,124 @@
+"""`xicon-infer doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xicon_infer import doctor
+from xicon_infer.doctor import Finding, conv3d_trap, examine, format_report, tiny_can_run
+from xicon_infer.run import main
+from xicon_infer.weights.manifest import files_for
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_this_machine_can_run_the_tiny_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "The tiny preset can run here." in text
+    for group in ("python", "packages", "torch", "attention", "video", "pose", "weights", "disk"):
+        assert f"\n{group}\n" in f"\n{text}"
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["tiny_can_run"] is True
+    names = {finding["name"] for finding in report["findings"]}
+    assert {"torch", "libx264", "aac", "math", "xformers", "onnxruntime", "scail/fp8"} <= names
+
+
+def test_versions_are_those_installed() -> None:
+    found = {finding.name: finding.text for finding in examine([])}
+    assert found["numpy"] == importlib.metadata.version("numpy")
+    assert found["torch"].partition("+")[0] == importlib.metadata.version("torch").partition("+")[0]
+
+
+def test_every_absent_kernel_has_a_reason() -> None:
+    kernels = [finding for finding in examine([]) if finding.group == "attention"]
+    assert any(finding.state == "ok" for finding in kernels)
+    assert all(bool(finding.text) == (finding.state != "ok") for finding in kernels)
+
+
+def test_missing_weights_are_named_and_found_ones_counted(tmp_path: Path) -> None:
+    entries = files_for("scail", "fp8")
+    (tmp_path / entries[0].names[0]).write_bytes(b"x")
+    found = {f.name: f for f in examine([tmp_path]) if f.group == "weights"}
+    assert found["scail/fp8"].text.startswith(f"1 of {len(entries)} files; missing: ")
+    assert entries[0].names[0] not in found["scail/fp8"].text
+    assert entries[1].names[0] in found["scail/fp8"].text
+    for entry in entries:
+        (tmp_path / entry.names[0]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry.names[0]).write_bytes(b"x")
+    found = {f.name: f for f in examine([tmp_path]) if f.group == "weights"}
+    assert (found["scail/fp8"].state, found["scail/bf16"].state) == ("ok", "absent")
+
+
+@pytest.mark.parametrize(
+    ("torch", "cudnn", "trapped"),
+    [
+        ("2.8.0", 90000, False),
+        ("2.9.0", 91400, True),
+        ("2.9.1+cu130", 91499, True),
+        ("2.9.1", 91500, False),
+        ("2.15.0+cu132", 91400, True),
+        ("2.15.0", 92000, False),
+        ("nightly", 0, False),
+    ],
+)
+def test_slow_convolutions(torch: str, cudnn: int, trapped: bool) -> None:
+    assert bool(conv3d_trap(torch, cudnn)) == trapped
+
+
+def test_one_missing_need_is_enough() -> None:
+    good = Finding("g", "a", "ok", "1", needed=True)
+    optional = Finding("g", "b", "absent", "not installed")
+    missing = Finding("g", "c", "problem", "not installed", needed=True)
+    assert tiny_can_run([good, optional])
+    assert not tiny_can_run([good, missing])
+    assert "The tiny preset CANNOT run here." in format_report([missing])
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked!r}:
+            raise {error}('blocked by the test')
+sys.meta_path.insert(0, Block())
+from xicon_infer.run import main
+sys.exit(main(['doctor', '--json']))
+"""
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_package_that_cannot_be_imported_is_reported(error: str) -> None:
+    code = BLOCKED.format(blocked={"torch", "av", "onnxruntime"}, error=error)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 6, out.stderr
+    found = {f["name"]: f for f in json.loads(out.stdout)["findings"]}
+    assert (found["torch"]["state"], found["av"]["state"]) == ("problem", "problem")
+    assert "blocked by the test" in found["torch"]["text"]
+    assert found["onnxruntime"]["state"] == "absent"
+
+
+def test_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--jsn"]) == 2
+    assert "did you mean --json?" in capsys.readouterr().err
+
+
+def test_models_dir_is_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--models-dir", str(tmp_path)]) == 0
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_missing_package_with_find_spec() -> None:
+    absent = doctor._package("no_such_module_here", "nothing", needed=False)
+    assert (absent.state, absent.text) == ("absent", "not installed")
+    assert doctor._package("no_such_module_here", "nothing", needed=True).state == "problem"

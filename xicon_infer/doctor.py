@@ -1,0 +1,260 @@
+"""`xicon-infer doctor`: what this machine can run, and why it cannot run the rest.
+
+Every optional package may be absent; each check says what it found or the reason it found
+nothing. Exit code 0 if the tiny preset can run, else 6.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from xicon_infer.job_flags import Parser, parse
+from xicon_infer.runtime import models_dirs
+from xicon_infer.weights.manifest import files_for, locate, presets
+
+State = Literal["ok", "absent", "problem"]
+"""ok: usable. absent: optional and not there. problem: needed or harmful."""
+
+_DEVICE_EXIT_CODE = 6
+
+# (module, distribution): what the tiny preset imports, and what some options import.
+_NEEDED = (
+    ("numpy", "numpy"),
+    ("av", "av"),
+    ("PIL", "pillow"),
+    ("cv2", "opencv-python-headless"),
+    ("safetensors", "safetensors"),
+    ("tokenizers", "tokenizers"),
+    ("transformers", "transformers"),
+    ("ftfy", "ftfy"),
+    ("rich", "rich"),
+)
+_OPTIONAL = (
+    ("xformers", "xformers"),
+    ("flash_attn", "flash-attn"),
+    ("flash_attn_interface", "flash-attn-3"),
+    ("sentencepiece", "sentencepiece"),
+)
+_LEAST_FREE_BYTES = 2 * 10**9
+_GIGA = 1e9
+
+# torch 2.9 sends half-precision 3-D convolutions to a kernel that is 10 to 20 times slower and
+# needs several times the memory, unless cuDNN is at least 9.15 (pytorch/pytorch issue 166122).
+_FIRST_SLOW_TORCH = (2, 9)
+_LEAST_CUDNN = 91500
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    needed: the tiny preset cannot run without it.
+    """
+
+    group: str
+    name: str
+    state: State
+    text: str
+    needed: bool = False
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the report and returns the exit code.
+
+    Args:
+        argv: --json, --models-dir PATH, --debug.
+
+    Raises:
+        InvalidRequest: an unknown option.
+    """
+    parser = Parser(prog="xicon-infer doctor", description="Say what this machine can run.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--models-dir", metavar="PATH", type=Path, help="folder with weights")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parse(parser, argv)
+    findings = examine(models_dirs(options.get("models_dir")))
+    ready = tiny_can_run(findings)
+    if "json" in options:
+        report = {"tiny_can_run": ready, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2))
+    else:
+        print(format_report(findings))
+    return 0 if ready else _DEVICE_EXIT_CODE
+
+
+def examine(search_dirs: Sequence[Path]) -> list[Finding]:
+    """Returns everything that was found.
+
+    Args:
+        search_dirs: folders with weights.
+    """
+    findings = [_python(), *_packages()]
+    findings += _torch()
+    findings += _video()
+    findings += _pose()
+    findings += _weights(search_dirs)
+    findings.append(_disk(Path.cwd()))
+    return findings
+
+
+def tiny_can_run(findings: Sequence[Finding]) -> bool:
+    """Returns True if nothing that the tiny preset needs is missing."""
+    return all(finding.state == "ok" for finding in findings if finding.needed)
+
+
+def format_report(findings: Sequence[Finding]) -> str:
+    """Returns the report as text, grouped."""
+    lines = []
+    for group, members in itertools.groupby(findings, key=lambda finding: finding.group):
+        lines.append(group)
+        lines += [f"  {f.state:<8} {f.name:<24} {f.text}".rstrip() for f in members]
+    verdict = "can" if tiny_can_run(findings) else "CANNOT"
+    return "\n".join([*lines, f"The tiny preset {verdict} run here."])
+
+
+def conv3d_trap(torch_version: str, cudnn_version: int) -> str:
+    """Returns why 3-D convolutions in half precision would be slow or wrong here, or "".
+
+    Args:
+        torch_version: as "2.9.1+cu130".
+        cudnn_version: as 91500 for 9.15.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", torch_version)
+    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if version < _FIRST_SLOW_TORCH or cudnn_version >= _LEAST_CUDNN:
+        return ""
+    return (
+        f"torch {torch_version} with cuDNN {cudnn_version} decodes video 10 to 20 times slower; "
+        f"install cuDNN {_LEAST_CUDNN} or newer"
+    )
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    text = f"{version} on {platform.system()} {platform.machine()}"
+    state: State = "ok" if sys.version_info >= (3, 10) else "problem"
+    return Finding("python", "python", state, text, needed=True)
+
+
+def _packages() -> list[Finding]:
+    return [_package(module, name, needed=True) for module, name in _NEEDED] + [
+        _package(module, name, needed=False) for module, name in _OPTIONAL
+    ]
+
+
+def _package(module: str, name: str, *, needed: bool) -> Finding:
+    try:
+        if find_spec(module) is not None:
+            return Finding("packages", name, "ok", metadata.version(name), needed)
+        text = "not installed"
+    except metadata.PackageNotFoundError:
+        return Finding("packages", name, "ok", "unknown version", needed)
+    except (ImportError, OSError, ValueError) as error:
+        text = f"cannot be found: {_first_line(error)}"
+    return Finding("packages", name, "problem" if needed else "absent", text, needed)
+
+
+def _load(module: str) -> tuple[Any, str]:
+    """Returns the module, or None and why it cannot be imported."""
+    try:
+        return import_module(module), ""
+    # A package built for another torch, CUDA or numpy fails in any of these ways.
+    except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
+        return None, f"cannot be imported: {_first_line(error)}"
+
+
+def _torch() -> list[Finding]:
+    torch, reason = _load("torch")
+    if torch is None:
+        return [Finding("torch", "torch", "problem", reason, needed=True)]
+    findings = [Finding("torch", "torch", "ok", torch.__version__, needed=True)]
+    if torch.cuda.is_available():
+        findings += _cuda(torch)
+    else:
+        built = torch.version.cuda or "without CUDA"
+        text = f"no GPU (torch is built {'for CUDA ' if torch.version.cuda else ''}{built})"
+        findings.append(Finding("torch", "cuda", "absent", text))
+    return findings + _attention()
+
+
+def _cuda(torch: Any) -> list[Finding]:
+    cudnn = torch.backends.cudnn.version() or 0
+    trap = conv3d_trap(torch.__version__, cudnn)
+    findings = [
+        Finding("torch", "cuda", "ok", str(torch.version.cuda)),
+        Finding("torch", "cudnn", "problem" if trap else "ok", trap or str(cudnn)),
+    ]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / _GIGA:.0f} GB"
+        text = f"{gpu.name}, {memory}, capability {gpu.major}.{gpu.minor}"
+        findings.append(Finding("torch", f"gpu {index}", "ok", text))
+    return findings
+
+
+def _attention() -> list[Finding]:
+    module, reason = _load("xicon_infer.ops.attention")
+    if module is None:
+        return [Finding("attention", "attention", "problem", reason, needed=True)]
+    return [
+        Finding("attention", probe.name, "ok" if probe.available else "absent", probe.reason)
+        for probe in module.probe_backends()
+    ]
+
+
+def _video() -> list[Finding]:
+    av, reason = _load("av.codec")
+    if av is None:
+        return [Finding("video", "av", "problem", reason, needed=True)]
+    return [_codec(av, name) for name in ("libx264", "aac")]
+
+
+def _codec(av: Any, name: str) -> Finding:
+    try:
+        text = av.Codec(name, "w").long_name
+    except ValueError as error:
+        return Finding("video", name, "problem", _first_line(error), needed=True)
+    return Finding("video", name, "ok", text, needed=True)
+
+
+def _pose() -> list[Finding]:
+    onnxruntime, reason = _load("onnxruntime")
+    if onnxruntime is None:
+        return [Finding("pose", "onnxruntime", "absent", reason)]
+    providers = ", ".join(onnxruntime.get_available_providers())
+    return [Finding("pose", "onnxruntime", "ok", f"{onnxruntime.__version__}: {providers}")]
+
+
+def _weights(search_dirs: Sequence[Path]) -> list[Finding]:
+    searched = ", ".join(str(folder) for folder in search_dirs) or "no folder"
+    findings = [Finding("weights", "folders", "ok" if search_dirs else "absent", searched)]
+    for pipeline, names in presets().items():
+        for preset in names:
+            entries = files_for(pipeline, preset)
+            missing = [entry.names[0] for entry in entries if locate(entry, search_dirs) is None]
+            found = f"{len(entries) - len(missing)} of {len(entries)} files"
+            text = found + (f"; missing: {', '.join(missing)}" if missing else "")
+            state: State = "absent" if missing else "ok"
+            findings.append(Finding("weights", f"{pipeline}/{preset}", state, text))
+    return findings
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    state: State = "ok" if free >= _LEAST_FREE_BYTES else "problem"
+    return Finding("disk", "free", state, f"{free / _GIGA:.1f} GB in {folder}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

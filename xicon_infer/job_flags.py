@@ -1,0 +1,106 @@
+"""The flags of the command line, made from the table of options.
+
+Errors of argparse, which prints several lines and ends the process, are raised here like every
+other refusal. Values are not checked: `xicon_infer.job.make_job` does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from xicon_infer.errors import InvalidRequest
+from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, Field
+
+COMMANDS = ("run", "doctor")
+SHELL_FLAGS = {
+    "--dry-run": "print the plan and load nothing",
+    "--json": "print only JSON on standard output",
+    "--quiet": "print nothing but errors",
+    "--debug": "show the traceback of an error",
+}
+
+_METAVARS = {"path": "PATH", "text": "TEXT", "integer": "N", "number": "X", "loras": "LORA"}
+_MOST_NAMES = 5
+"""A longer list of choices stands in the help text instead of in braces behind the flag."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser without abbreviations and without defaults, that raises its errors."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `InvalidRequest`."""
+        raise InvalidRequest(f"{message}; see --help", code="INVALID_ARGUMENTS")
+
+
+def run_parser() -> Parser:
+    """Returns the parser of `run`: one flag per option of the table, in groups."""
+    from xicon_infer import __version__
+
+    parser = Parser(
+        prog="xicon-infer run",
+        usage="xicon-infer run --image PATH (--pose-video PATH | --track PATH) [options]",
+        description="One reference image and one dance become a video of that character dancing.",
+        epilog="examples:\n"
+        + "".join(f"  {name}: {command}\n" for name, command in EXAMPLES.items())
+        + "\n`xicon-infer doctor` says what this machine can run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for group, sentence in GROUPS.items():
+        section = parser.add_argument_group(group, sentence)
+        for option in FIELDS:
+            if option.group == group:
+                section.add_argument(*option.flags, **_argument(option))
+    shell = parser.add_argument_group("shell", "What is printed.")
+    for flag, text in SHELL_FLAGS.items():
+        shell.add_argument(flag, action="store_true", help=text)
+    shell.add_argument("--version", action="version", version=f"xicon-infer {__version__}")
+    return parser
+
+
+def parse(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
+    """Returns the options that were given.
+
+    Raises:
+        InvalidRequest: an unknown option or word, or a missing value.
+    """
+    namespace, rest = parser.parse_known_args(words)
+    for word in rest:
+        if not word.startswith("-"):
+            raise InvalidRequest(
+                f"unexpected word {word!r}: the commands are {' and '.join(COMMANDS)}, "
+                "everything else is an option",
+                code="INVALID_ARGUMENTS",
+            )
+        near = difflib.get_close_matches(word.partition("=")[0], _flags(parser), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise InvalidRequest(f"unknown option {word}; {hint}", code="UNKNOWN_FIELD")
+    return vars(namespace)
+
+
+def _flags(parser: Parser) -> list[str]:
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+def _argument(option: Field) -> dict[str, Any]:
+    """Returns what argparse has to know of an option; values are checked by `make_job`."""
+    text = option.help.replace("%", "%%")
+    default = f" (default: {option.default_text})" if option.default_text else ""
+    if option.kind == "switch":
+        action = argparse.BooleanOptionalAction
+        return {"dest": option.name, "action": action, "help": text + default}
+    metavar = _METAVARS.get(option.kind, "NAME")
+    if option.choices:
+        names = [str(choice) for choice in option.choices]
+        few = len(names) <= _MOST_NAMES
+        metavar = "{" + ",".join(names) + "}" if few else "NAME"
+        text += "" if few else ": " + ", ".join(names)
+    if option.kind != "text":  # a default prompt is too long to show
+        text += default
+    store = "append" if option.kind == "loras" else "store"
+    return {"dest": option.name, "action": store, "metavar": metavar, "help": text}

@@ -1,0 +1,368 @@
+"""The Wan2.1 video VAE: pixels to latents and back, streaming over time.
+
+B batch, F pixel frames, T latent frames, H W pixels, h w latent cells (H/8, W/8), z latent
+channels (16). It does not read files, rename keys, convert uint8 (`ops.pixels`) or tile
+(`models.vae_tiling`).
+
+An own class rather than diffusers' `AutoencoderKLWan`, because that one returns the whole video at
+once, decodes one latent frame at a time only, and costs 2.6 s of import. Parameter names are the
+original ones, so official checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from xicon_infer.errors import WeightsError
+from xicon_infer.models.vae_config import (
+    LATENT_MEANS,
+    LATENT_STDS,
+    VAEConfig,
+    count_levels,
+    frame_groups,
+    latent_groups,
+    refuse,
+)
+from xicon_infer.models.vae_layers import (
+    AttentionBlock,
+    CausalConv3d,
+    ChannelNorm,
+    Downsample,
+    ResidualBlock,
+    State,
+    Upsample,
+    layer,
+    pointwise,
+)
+
+__all__ = ["VAEConfig", "WanVAE", "config_from_shapes", "join_frames"]
+
+
+class Encoder(nn.Module):
+    """[B, F, H, W, 3] -> [B, T, h, w, 2z]: mean and log-variance, before `conv1`.
+
+    Args:
+        config: the sizes.
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
+        blocks: list[nn.Module] = []
+        channels = config.dim
+        for level, width in enumerate(config.widths):
+            for _ in range(config.num_res_blocks):
+                blocks.append(ResidualBlock(channels, width))
+                channels = width
+            if level < len(config.temporal_downsample):
+                blocks.append(Downsample(width, config.temporal_downsample[level]))
+        self.downsamples = nn.Sequential(*blocks)
+        self.middle = _middle(channels)
+        self.head = _head(channels, 2 * config.z_dim)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        """Returns the moments of the next frames of a video; one frame in the first call."""
+        x = self.conv1(self.conv1.window(x, state))
+        for block in self.downsamples:
+            x = block(x, state)
+        return _run_head(self.head, _run_middle(self.middle, x, state), state)
+
+
+class Decoder(nn.Module):
+    """[B, T, h, w, z] -> [B, F, H, W, 3], after `conv2`.
+
+    Args:
+        config: the sizes.
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        temporal = config.temporal_downsample[::-1]
+        self.conv1 = CausalConv3d(config.z_dim, widths[0], (3, 3, 3))
+        self.middle = _middle(widths[0])
+        blocks: list[nn.Module] = []
+        channels = widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(config.num_res_blocks + 1):
+                blocks.append(ResidualBlock(channels, width))
+                channels = width
+            if level < len(temporal):
+                blocks.append(Upsample(width, temporal[level]))
+                channels = width // 2
+        self.upsamples = nn.Sequential(*blocks)
+        self.head = _head(channels, 3)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        """Returns the pixels of the next latent frames; one latent frame in the first call."""
+        x = _run_middle(self.middle, self.conv1(self.conv1.window(x, state)), state)
+        for block in self.upsamples:
+            x = block(x, state)
+        return _run_head(self.head, x, state)
+
+
+class WanVAE(nn.Module):
+    """The video VAE; only the mean of the posterior is used, nothing is sampled.
+
+    Args:
+        config: the sizes.
+        means: z numbers; None for the published ones (z = 16) or zeros (other z).
+        stds: z numbers; None for the published ones or ones.
+        fast: the order of computation, see `vae_layers`; None is fast anywhere but on the CPU, so
+            that the CPU reproduces the reference.
+
+    Raises:
+        InvalidRequest: when means or stds are not z numbers.
+
+    Source: Wan-Video/Wan2.1: wan/modules/vae.py.
+    """
+
+    def __init__(
+        self,
+        config: VAEConfig | None = None,
+        *,
+        means: Iterable[float] | None = None,
+        stds: Iterable[float] | None = None,
+        fast: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or VAEConfig()
+        z_dim = self.config.z_dim
+        known = z_dim == len(LATENT_MEANS)
+        self.means = tuple(means or (LATENT_MEANS if known else (0.0,) * z_dim))
+        self.stds = tuple(stds or (LATENT_STDS if known else (1.0,) * z_dim))
+        for name, values in (("means", self.means), ("stds", self.stds)):
+            if len(values) != z_dim:
+                refuse(name, values, f"{z_dim} numbers, one per latent channel")
+        self.fast = fast
+        self.encoder = Encoder(self.config)
+        self.conv1 = nn.Conv3d(2 * z_dim, 2 * z_dim, 1)
+        self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
+        self.decoder = Decoder(self.config)
+
+    def begin(self) -> State:
+        """Returns the state of a new video, for `encode_step` or `decode_step` (not for both)."""
+        device = self.conv2.weight.device.type
+        return State(fast=device != "cpu" if self.fast is None else self.fast)
+
+    def to_channels_last(self) -> WanVAE:
+        """Stores the convolution weights in the layout of the activations; returns self.
+
+        Results stay the same up to rounding; it saves converting the weights in every call.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+            elif isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+        return self
+
+    def normalize(self, mu: Tensor) -> Tensor:
+        """Returns (mu - mean) / std, [B, z, T, h, w], float32 (float64 for float64)."""
+        means, scales = self._statistics(mu)
+        return (mu - means) * scales
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Returns latents * std + mean, [B, z, T, h, w], float32 (float64 for float64)."""
+        means, scales = self._statistics(latents)
+        return latents / scales + means
+
+    def encode(self, video: Tensor, *, chunk: int = 1) -> Tensor:
+        """Returns the raw latent mean of a video, not normalised.
+
+        Args:
+            video: [B, 3, F, H, W] in [-1, 1], any float type and device; H and W multiples of 8.
+                Frames after the last 4n + 1 are dropped.
+            chunk: latent frames made at a time; more is faster and takes more memory.
+
+        Returns:
+            [B, z, T, h, w], dtype and device of the weights.
+
+        Raises:
+            InvalidRequest: when the shape or chunk does not fit.
+        """
+        return self.encode_chunks([video], chunk=chunk)
+
+    @torch.no_grad()
+    def encode_chunks(self, chunks: Iterable[Tensor], *, chunk: int = 1) -> Tensor:
+        """Returns the raw latent mean of a video that arrives in pieces.
+
+        Memory does not grow with the number of frames, the latents apart.
+
+        Args:
+            chunks: tensors [B, 3, n, H, W] as in `encode`, n of any size, taken one by one.
+            chunk: as in `encode`.
+
+        Returns:
+            [B, z, T, h, w].
+
+        Raises:
+            InvalidRequest: when a shape or chunk does not fit, or there is no frame.
+        """
+        state = self.begin()
+        groups = frame_groups(chunks, self.config, chunk)
+        return torch.cat([self.encode_step(frames, state) for frames in groups], dim=2)
+
+    @torch.no_grad()
+    def encode_step(self, frames: Tensor, state: State) -> Tensor:
+        """Returns the latents of the next frames of one video.
+
+        Args:
+            frames: [B, 3, n, H, W]; n is 1 in the first call, then a multiple of 4.
+            state: of this video; from `begin`.
+
+        Returns:
+            [B, z, 1 or n/4, h, w], raw mean.
+        """
+        x = self._place(frames).movedim(1, -1)
+        moments = pointwise(self.encoder(x, state), self.conv1, state)
+        return moments[..., : self.config.z_dim].movedim(-1, 1).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, chunk: int = 1) -> Tensor:
+        """Returns the whole video of raw (denormalised) latents.
+
+        Args:
+            latents: [B, z, T, h, w], any float type and device.
+            chunk: latent frames decoded at a time after the first.
+
+        Returns:
+            [B, 3, 4(T - 1) + 1, 8h, 8w], nominally in [-1, 1] but not clamped; dtype and device of
+            the weights.
+
+        Raises:
+            InvalidRequest: when the shape or chunk does not fit.
+        """
+        pieces = self.iter_decode(latents, chunk=chunk)
+        return join_frames(pieces, self.config.temporal_stride * (latents.shape[2] - 1) + 1)
+
+    def iter_decode(self, latents: Tensor, *, chunk: int = 1) -> Iterator[Tensor]:
+        """Yields the video piece by piece, as `decode` would return it.
+
+        Memory does not grow with the number of frames. Each piece is a channels-last view.
+
+        Args:
+            latents: [B, z, T, h, w].
+            chunk: latent frames per piece after the first piece, which is one pixel frame. The
+                result does not depend on it.
+
+        Raises:
+            InvalidRequest: at once, when the shape or chunk does not fit.
+        """
+        steps = latent_groups(latents, self.config, chunk)
+        state = self.begin()
+        return (self.decode_step(part, state) for part in steps)
+
+    @torch.no_grad()
+    def decode_step(self, latents: Tensor, state: State) -> Tensor:
+        """Returns the pixels of the next latent frames of one video.
+
+        Args:
+            latents: [B, z, n, h, w], raw; n is 1 in the first call.
+            state: of this video; from `begin`.
+
+        Returns:
+            [B, 3, 1 or 4n, 8h, 8w].
+        """
+        x = pointwise(self._place(latents).movedim(1, -1), self.conv2, state)
+        frames: Tensor = self.decoder(x, state)
+        return frames.movedim(-1, 1)
+
+    def _place(self, x: Tensor) -> Tensor:
+        return x.to(self.conv2.weight.device, self.conv2.weight.dtype)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns means and 1 / stds, [z, 1, 1, 1]; the reference rounds 1 / std, so do we."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        means, stds = (
+            torch.tensor(values, dtype=dtype, device=like.device).view(-1, 1, 1, 1)
+            for values in (self.means, self.stds)
+        )
+        return means, 1 / stds
+
+
+def join_frames(pieces: Iterable[Tensor], num_frames: int) -> Tensor:
+    """Returns the pieces of a video as one contiguous tensor, written as they come.
+
+    Args:
+        pieces: [B, 3, n, H, W] each, `num_frames` frames together.
+        num_frames: F.
+
+    Returns:
+        [B, 3, F, H, W].
+    """
+    video, start = torch.empty(0), 0
+    for piece in pieces:
+        if not start:
+            batch, channels, _, *size = piece.shape
+            video = piece.new_empty(batch, channels, num_frames, *size)
+        stop = start + piece.shape[2]
+        video[:, :, start:stop] = piece
+        start = stop
+    return video
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VAEConfig:
+    """Returns the sizes of the VAE that a checkpoint holds.
+
+    The pruned "lightVAE" (96 at `decoder.conv1.bias`) is dim 24 and works like any other.
+
+    Args:
+        shapes: tensor name -> shape, original names without prefix; extra names are not judged.
+
+    Raises:
+        WeightsError: when it is another model, other names, or the shapes do not fit together.
+    """
+    inputs = shapes.get("encoder.conv1.weight")
+    if inputs is None or "conv2.weight" not in shapes:
+        some = ", ".join(sorted(shapes)[:3]) or "nothing"
+        raise WeightsError(
+            f"vae: the file lacks encoder.conv1.weight or conv2.weight; it holds {some}. Wanted "
+            "are the original Wan2.1 VAE names; map diffusers names and strip prefixes first.",
+            field="vae",
+        )
+    if inputs[1] != 3:
+        raise WeightsError(
+            f"vae: encoder.conv1.weight takes {inputs[1]} channels, so this is not a Wan2.1 VAE "
+            "(3 channels; the Wan2.2 VAE takes 12). Use a Wan2.1 VAE file.",
+            field="vae",
+        )
+    config = count_levels(shapes, dim=inputs[0], z_dim=shapes["conv2.weight"][0])
+    with torch.device("meta"):
+        expected = {name: tuple(p.shape) for name, p in WanVAE(config).state_dict().items()}
+    wrong = [name for name, shape in expected.items() if tuple(shapes.get(name, ())) != shape]
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"vae: {len(wrong)} tensors do not fit {config}; the first is {name} with shape "
+            f"{shapes.get(name, 'missing')} instead of {expected[name]}. The file is damaged or "
+            "pruned unevenly; use another one.",
+            field="vae",
+        )
+    return config
+
+
+def _middle(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels),
+        AttentionBlock(channels),
+        ResidualBlock(channels, channels),
+    )
+
+
+def _head(channels: int, out_channels: int) -> nn.Sequential:
+    # Index 1 is the activation, which holds no parameters; it keeps the names right.
+    conv = CausalConv3d(channels, out_channels, (3, 3, 3))
+    return nn.Sequential(ChannelNorm(channels), nn.SiLU(), conv)
+
+
+def _run_middle(middle: nn.Sequential, x: Tensor, state: State) -> Tensor:
+    return middle[2](middle[1](middle[0](x, state), state), state)
+
+
+def _run_head(head: nn.Sequential, x: Tensor, state: State) -> Tensor:
+    conv = layer(head, 2, CausalConv3d)
+    return conv(conv.window(x, state, layer(head, 0, ChannelNorm)))

@@ -1,0 +1,309 @@
+"""LoRA on a loaded model: beside the weights, or merged into them.
+
+Modes:
+- "full" (default): low-rank parts run beside the linear layers, so an fp8 weight keeps its exact
+  bytes; everything else (differences of norms, biases, modulation, convolutions) is added once
+  to the parameter. Costs 2 r (in + out) operations per token and layer.
+- "merge": everything is added to the weights, computed in float32. An fp8 weight is dequantised
+  first and stored again as `requantize` says.
+- "comfy_unmerged": what the ComfyUI wrapper applies with merge_loras = false: weights of linear
+  layers outside the head, nothing else.
+- "comfy_parity": the same with the wrapper's scaling fault. Where an fp8 weight has at least as
+  many elements as the input, the wrapper multiplies the LoRA part by the fp8 scale too, which
+  all but removes it.
+
+`apply_loras` sets the whole state: what was applied before is removed first, so two calls never
+add up, and an empty list restores the model. A later change of device follows along.
+
+Fused projections: apply before or after. `qkv` in a self-attention takes the deltas of q, k and v
+as row blocks. A plain layer with a side path is no longer exactly an `nn.Linear`, so code that
+fuses by type refuses it instead of losing the side path; merge, or fuse first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xicon_infer.errors import InvalidRequest, WeightsError
+from xicon_infer.ops.linear import FP8_DTYPES, Fp8Linear, dequantize, quantize_weight
+from xicon_infer.ops.lora_keys import LoraFile
+from xicon_infer.ops.lora_plan import LoraReport, Piece, plan_loras
+
+Mode = Literal["full", "merge", "comfy_unmerged", "comfy_parity"]
+MODES: tuple[Mode, ...] = ("full", "merge", "comfy_unmerged", "comfy_parity")
+
+Requantize = Literal["row", "tensor", "none"]
+"""How a changed fp8 weight is stored: fp8 with one scale per row, with one scale, or wide."""
+
+REQUANTIZE: tuple[Requantize, ...] = ("row", "tensor", "none")
+
+
+class LoraLinear(nn.Linear):
+    """A plain linear layer with a low-rank side path; made from one by `apply_loras`."""
+
+    lora_down: Tensor
+    lora_up: Tensor
+    lora_fault: bool  # the wrapper's fault needs an fp8 scale; unused here
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [..., out] from x [..., in]."""
+        return _add_low_rank(super().forward(x), x, self.lora_down, self.lora_up)
+
+
+class LoraFp8Linear(Fp8Linear):
+    """An fp8 linear layer with a low-rank side path; made from one by `apply_loras`."""
+
+    lora_down: Tensor
+    lora_up: Tensor
+    lora_fault: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns [..., out] from x [..., in]."""
+        up, scale = self.lora_up, self.scale_weight
+        if self.lora_fault and scale is not None and self.weight.numel() >= x.numel():
+            up = up * scale.reshape(-1, 1)
+        return _add_low_rank(super().forward(x), x, self.lora_down, up)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A parameter as it was before: enough to restore it bit by bit."""
+
+    owner: str
+    param: str
+    data: Tensor
+    scale: Tensor | None
+
+
+@dataclass
+class _Applied:
+    """Kept on the module: what to restore, or that nothing can be restored."""
+
+    saved: list[_Saved]
+    reversible: bool
+
+
+@torch.no_grad()
+def apply_loras(
+    module: nn.Module,
+    loras: Sequence[tuple[LoraFile, float]],
+    mode: Mode = "full",
+    *,
+    requantize: Requantize = "row",
+    keep_undo: bool = True,
+) -> LoraReport:
+    """Applies these LoRAs, and no others, to a loaded model.
+
+    Args:
+        module: with original Wan names.
+        loras: files and strengths; several add up, strength 0 is left out.
+        mode: see the module docstring.
+        requantize: for fp8 weights that are changed in mode "merge". In the other modes an fp8
+            weight that has a full difference becomes wide.
+        keep_undo: keep the originals (in mode "merge" in host memory), for `remove_loras`.
+
+    Returns:
+        What was changed and what was skipped: parts whose tensor the model lacks or whose shape
+        differs (a LoRA of the 36-channel model has another `patch_embedding` than SCAIL).
+
+    Raises:
+        InvalidRequest: mode, requantize or a strength is not allowed.
+        WeightsError: no part of a LoRA fits; the model is not loaded; or it was merged before
+            without an undo copy.
+    """
+    _check_options(mode, requantize, loras)
+    parameters = dict(module.named_parameters())
+    if any(parameter.is_meta for parameter in parameters.values()):
+        raise WeightsError("LoRA: the model has no weights yet; load it first")
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    only = _linear_weights(module) if mode.startswith("comfy") else None
+    pieces, skipped = plan_loras(shapes, loras, only)
+    remove_loras(module)
+    state = _Applied(saved=[], reversible=keep_undo)
+    with ExitStack() as on_failure:
+        module._lora_applied = state  # type: ignore[assignment]
+        if keep_undo:
+            on_failure.callback(remove_loras, module)
+        for name, group in pieces.items():
+            owner_name, _, param = name.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            # By exact type: owners of other kinds of linear layers read the weight themselves.
+            has_side = param == "weight" and type(owner) in (nn.Linear, Fp8Linear)
+            aside = mode != "merge" and has_side
+            beside = [piece for piece in group if aside and piece.full is None]
+            once = [piece for piece in group if not aside or piece.full is not None]
+            if once:
+                saved = _add_once(owner, param, once, requantize if mode == "merge" else "none")
+                if keep_undo:
+                    state.saved.append(_stored(saved, owner_name, on_host=mode == "merge"))
+            if beside:
+                _add_side_path(owner, beside, fault=mode == "comfy_parity")
+        on_failure.pop_all()
+    return LoraReport(applied=tuple(sorted(pieces)), skipped=tuple(skipped))
+
+
+@torch.no_grad()
+def remove_loras(module: nn.Module) -> None:
+    """Takes every LoRA off again; the parameters are bit by bit what they were.
+
+    Raises:
+        WeightsError: the LoRAs were merged without an undo copy; load the weights again.
+    """
+    state = getattr(module, "_lora_applied", None)
+    if state is None:
+        return
+    if not state.reversible:
+        raise WeightsError("LoRA: merged without an undo copy (keep_undo=False); load again")
+    for layer in module.modules():
+        if isinstance(layer, LoraLinear | LoraFp8Linear):
+            del layer.lora_down, layer.lora_up, layer.lora_fault
+            plain = nn.Linear if isinstance(layer, LoraLinear) else Fp8Linear
+            layer.__class__ = plain  # type: ignore[assignment]
+    for saved in state.saved:
+        owner = module.get_submodule(saved.owner)
+        parameter = getattr(owner, saved.param)
+        device = parameter.device
+        parameter.data = saved.data.to(device)
+        if isinstance(owner, Fp8Linear) and saved.param == "weight":
+            owner.scale_weight = None if saved.scale is None else saved.scale.to(device)
+    module._lora_applied = None  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def merge_state_dict(
+    base: Mapping[str, Tensor],
+    lora: LoraFile,
+    strength: float,
+    *,
+    requantize: Requantize = "row",
+) -> tuple[dict[str, Tensor], LoraReport]:
+    """Returns a state dict with a LoRA added, and the report; tensors not named stay the same.
+
+    Args:
+        base: original Wan names; an fp8 weight may have its `scale_weight` beside it.
+        lora: what to add.
+        strength: how much of it.
+        requantize: how a changed fp8 weight is stored; "none" gives bfloat16.
+
+    Raises:
+        InvalidRequest: requantize or strength is not allowed.
+        WeightsError: no part of the LoRA fits.
+    """
+    _check_options("merge", requantize, [(lora, strength)])
+    shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
+    pieces, skipped = plan_loras(shapes, [(lora, strength)], None)
+    merged = dict(base)
+    for name, group in pieces.items():
+        scale_name = name.removesuffix(".weight") + ".scale_weight"
+        wide = _sum(base[name], base.get(scale_name), group)
+        merged[name], scale = _store(wide, base[name].dtype, requantize, torch.bfloat16)
+        merged.pop(scale_name, None)
+        if scale is not None:
+            merged[scale_name] = scale
+    return merged, LoraReport(applied=tuple(sorted(pieces)), skipped=tuple(skipped))
+
+
+def _check_options(mode: str, requantize: str, loras: Sequence[tuple[LoraFile, float]]) -> None:
+    if mode not in MODES:
+        raise InvalidRequest(f"LoRA mode: got {mode!r}, allowed are {', '.join(MODES)}")
+    if requantize not in REQUANTIZE:
+        raise InvalidRequest(f"requantize: got {requantize!r}, allowed are {', '.join(REQUANTIZE)}")
+    for lora, strength in loras:
+        if not math.isfinite(strength):
+            raise InvalidRequest(f"LoRA {lora.name}: strength must be a number, got {strength}")
+
+
+def _linear_weights(module: nn.Module) -> set[str]:
+    return {
+        f"{name}.weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | Fp8Linear) and "head" not in name
+    }
+
+
+def _sum(weight: Tensor, scale: Tensor | None, pieces: list[Piece]) -> Tensor:
+    """Returns the dequantised weight plus the pieces, in at least float32."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    wide = dequantize(weight, scale, dtype)
+    wide = wide.clone() if wide is weight else wide
+    for piece in pieces:
+        wide[piece.rows] += piece.dense(weight.device, dtype)
+    return wide
+
+
+def _store(
+    wide: Tensor, dtype: torch.dtype, requantize: Requantize, compute: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Returns a changed weight in its stored dtype, and its new scale if it is fp8 again."""
+    if dtype not in FP8_DTYPES:
+        return wide.to(dtype), None
+    if requantize == "none":
+        return wide.to(compute), None
+    return quantize_weight(wide, dtype, per_row=requantize == "row")
+
+
+def _add_once(owner: nn.Module, param: str, pieces: list[Piece], requantize: Requantize) -> _Saved:
+    """Adds pieces to a parameter; returns it as it was."""
+    parameter = getattr(owner, param)
+    is_weight = isinstance(owner, Fp8Linear) and param == "weight"
+    scale = owner.scale_weight if isinstance(owner, Fp8Linear) and is_weight else None
+    saved = _Saved("", param, parameter.data, scale)
+    wide = _sum(parameter.data, scale, pieces)
+    data, new_scale = _store(wide, parameter.dtype, requantize, _compute_dtype(owner))
+    parameter.data = data  # the old tensor lives on in `saved`, untouched
+    if isinstance(owner, Fp8Linear) and is_weight:
+        owner.scale_weight = new_scale
+    return saved
+
+
+def _stored(saved: _Saved, owner: str, *, on_host: bool) -> _Saved:
+    """Returns the record with its owner's name, in host memory where that is asked for."""
+    place = "cpu" if on_host else saved.data.device
+    scale = None if saved.scale is None else saved.scale.to(place)
+    return _Saved(owner, saved.param, saved.data.to(place), scale)
+
+
+def _add_side_path(owner: nn.Module, pieces: list[Piece], *, fault: bool) -> None:
+    """Turns a linear layer into one with a side path that holds all pieces stacked by rank.
+
+    The class of the layer changes in place, as torch.nn.utils.parametrize does: its identity,
+    parameter names and state dict stay, and code that asks for exactly `nn.Linear` notices.
+    """
+    assert isinstance(owner, nn.Linear | Fp8Linear)
+    device, dtype = owner.weight.device, _compute_dtype(owner)
+    downs, ups = [], []
+    for piece in pieces:
+        assert piece.down is not None and piece.up is not None
+        downs.append(piece.down.to(device, dtype))
+        up = torch.zeros(owner.out_features, piece.up.shape[1], device=device, dtype=dtype)
+        # The factor joins the matrix before it is rounded, so that no call has to multiply by it.
+        wide = piece.up.to(device, torch.promote_types(dtype, torch.float32))
+        up[piece.rows] = (wide * piece.factor).to(dtype)
+        ups.append(up)
+    owner.register_buffer("lora_down", torch.cat(downs), persistent=False)
+    owner.register_buffer("lora_up", torch.cat(ups, dim=1), persistent=False)
+    owner.__class__ = LoraFp8Linear if isinstance(owner, Fp8Linear) else LoraLinear
+    owner.lora_fault = fault  # type: ignore[assignment]
+
+
+def _compute_dtype(owner: nn.Module) -> torch.dtype:
+    """Returns the dtype a layer computes in: of its bias, else its weight, never fp8."""
+    for param in (getattr(owner, "bias", None), getattr(owner, "weight", None)):
+        if isinstance(param, Tensor) and param.dtype not in FP8_DTYPES:
+            return param.dtype
+    return torch.bfloat16
+
+
+def _add_low_rank(y: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Returns y + (x down^T) up^T; y [..., out], x [..., in], down [r, in], up [out, r]."""
+    hidden = F.linear(x, down.to(x.dtype)).reshape(-1, down.shape[0])
+    rows = y.reshape(-1, y.shape[-1])
+    return torch.addmm(rows, hidden, up.to(x.dtype).t()).view_as(y)
