@@ -52,7 +52,7 @@ class LoadOptions:
     search_dirs: folders with weights.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     attention: str = "auto"
     loras: tuple[tuple[str, float], ...] = ()
@@ -94,7 +94,8 @@ def load_tiny(pipeline: str, options: LoadOptions | None = None) -> Components:
     """Returns the tiny components of a pipeline: real classes, generated weights.
 
     Args:
-        pipeline: "scail". options: defaults to float32 on the CPU.
+        pipeline: "scail".
+        options: where and how; float32 on the CPU if None.
     """
     states = {
         "transformer": tiny.tiny_transformer_state(),
@@ -166,8 +167,10 @@ def assemble(
 
     Args:
         states: component -> tensors under any published naming.
-        tokenizer: that of the text encoder. sources: component -> file, for reports.
-        options: where and how. vision_heads: heads of the CLIP tower if its width is unknown.
+        tokenizer: that of the text encoder.
+        sources: component -> file, for reports.
+        options: where and how.
+        vision_heads: heads of the CLIP tower if its width is that of no published one.
     """
     notes: list[str] = []
     # UMT5 overflows in float16, and the VAE was only ever run in bfloat16 or float32.
@@ -223,9 +226,7 @@ def _load_scail(state: State, options: LoadOptions, notes: list[str]) -> ScailTr
     with torch.device("meta"):
         model = ScailTransformer(wan.config_from_shapes(_shapes(state)))
     policy = dit_policy(options.dtype)
-    report = load_strict(
-        model, state, name="transformer", device="cpu", dtype_policy=policy
-    )
+    report = load_strict(model, state, name="transformer", device="cpu", dtype_policy=policy)
     if report.fp8:
         notes.append(f"{len(report.fp8)} linear layers of the transformer stay fp8")
     files = []

@@ -41,7 +41,8 @@ def decode_frames(
     """Returns the frames uint8 [F, H, W, 3] of normalised latents [1, 16, T, h, w].
 
     Args:
-        vae: the model. latents: T latent frames give F = 4 (T - 1) + 1 pixel frames.
+        vae: the model.
+        latents: T latent frames give F = 4 (T - 1) + 1 pixel frames.
         tiles: decode in tiles, None for whole frames.
         looped: decode once more around the seam of a loop; F is then 4 T, because the first
             latent frame stands for four pixel frames like any other.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,7 +37,6 @@ from xicon_infer.sampling.schedule import make_schedule
 from xicon_infer.sampling.windows import ContextOptions, weighted_windows
 from xicon_infer.types import (
     LATENT_CHANNELS,
-    SPATIAL_STRIDE,
     Clip,
     Fit,
     Progress,
@@ -82,7 +81,7 @@ class ScailOptions:
     ref_strength: float = 1.0
     ref_start: float = 0.0
     ref_end: float = 1.0
-    context: ContextOptions = ContextOptions()
+    context: ContextOptions = field(default_factory=ContextOptions)
     image_fit: Fit = "crop"
     pose_fit: Fit = "crop"
     clip_preprocess: Literal["stretch", "center"] = "stretch"

@@ -42,7 +42,12 @@ def tiny_tokens() -> Tokenizer:
 def tiny_text_config() -> TextConfig:
     """Returns the sizes of the tiny text encoder, which fit its tokenizer."""
     return TextConfig(
-        vocab_size=tiny_tokens().vocab_size, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4
+        vocab_size=tiny_tokens().vocab_size,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
     )
 
 

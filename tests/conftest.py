@@ -1,4 +1,4 @@
-"""One thread per test process: tiny tensors run faster, and results do not depend on the machine."""
+"""One thread per test process: tiny tensors run faster, and results are the same everywhere."""
 
 from __future__ import annotations
 

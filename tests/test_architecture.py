@@ -126,7 +126,9 @@ def test_recipes_load_no_model_library():
 
 
 def test_files_are_short():
-    files = [p for folder in (*PACKAGES, "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")]
+    files = [
+        p for folder in (*PACKAGES, "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")
+    ]
     too_long = {
         str(p.relative_to(ROOT)): n
         for p in files

@@ -35,8 +35,8 @@ def models_dirs(explicit: Path | None) -> list[Path]:
 
     XICON_MODELS_DIR may name several folders, separated like PATH.
     """
-    named = [Path(part) for part in os.environ.get("XICON_MODELS_DIR", "").split(os.pathsep) if part]
-    return ([explicit] if explicit else []) + named
+    named = os.environ.get("XICON_MODELS_DIR", "").split(os.pathsep)
+    return [*([explicit] if explicit else []), *(Path(part) for part in named if part)]
 
 
 def debug_enabled() -> bool:
@@ -83,13 +83,15 @@ def versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
     from xicon_infer import __version__
 
-    found = {"xicon-infer": __version__, "python": platform.python_version()}
-    for name in REPORTED_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    packages = {name: _version(name) for name in REPORTED_PACKAGES}
+    return {"xicon-infer": __version__, "python": platform.python_version(), **packages}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class Recorder:

@@ -20,7 +20,7 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 Fit = Literal["crop", "resize", "stretch", "pad"]
-"""How a picture is brought to a size: cover and cut, fit inside, distort, or fit inside and fill."""
+"""How a picture gets its size: cover and cut, fit inside, distort, or fit inside and fill."""
 
 FITS: tuple[Fit, ...] = ("crop", "resize", "stretch", "pad")
 

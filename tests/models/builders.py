@@ -8,9 +8,7 @@ from torch import nn
 from xicon_infer.models.scail import ScailTransformer
 from xicon_infer.models.wan import WanConfig, WanTransformer
 
-TINY = WanConfig(
-    dim=64, ffn_dim=96, num_heads=2, num_layers=2, in_dim=16, text_dim=24, text_len=12
-)
+TINY = WanConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=2, in_dim=16, text_dim=24, text_len=12)
 
 
 def fill(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -135,8 +135,12 @@ def test_pooled_angles_have_the_closed_form():
         omega = 10000.0 ** (-torch.arange(n, dtype=torch.float64) / n)
         factor[start : start + n] = (omega / 2).cos()
     pose = slice(GRID[0] * GRID[1] * GRID[2], None)
-    torch.testing.assert_close(pooled.cos[pose], (middle.cos[pose] * factor).float(), atol=3e-6, rtol=0)
-    torch.testing.assert_close(pooled.sin[pose], (middle.sin[pose] * factor).float(), atol=3e-6, rtol=0)
+    torch.testing.assert_close(
+        pooled.cos[pose], (middle.cos[pose] * factor).float(), atol=3e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        pooled.sin[pose], (middle.sin[pose] * factor).float(), atol=3e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 2, 4, 4), (1, 16, 3, 8, 8), (1, 16, 3, 4, 8)])

@@ -122,7 +122,7 @@ def test_the_fast_order_saves_what_it_says():
     # First frame: two of three taps of almost every convolution.
     assert 0.33 < work("encode", True, 1) / work("encode", False, 1) < 0.37
     later = [work("encode", fast) - work("encode", fast, 1) for fast in (True, False)]
-    # Only the unused second half of `conv1`... is still computed: nothing is saved later on.
+    # The encoder saves nothing after it.
     assert later[0] == pytest.approx(later[1], rel=1e-3)
     # Decoder: five ninths of the three convolutions after a doubling, per pixel of later frames.
     saved = 2 * 9 * (192 * 96 + 384 * 192 / 4 + 384 * 192 / 16 / 2) * 5 / 9

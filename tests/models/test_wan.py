@@ -99,7 +99,10 @@ def test_impossible_sizes_are_refused():
 
 
 def test_config_is_read_from_shapes():
-    for config in (WAN_I2V_14B, WanConfig(dim=256, ffn_dim=96, num_heads=2, num_layers=3, in_dim=16)):
+    for config in (
+        WAN_I2V_14B,
+        WanConfig(dim=256, ffn_dim=96, num_heads=2, num_layers=3, in_dim=16),
+    ):
         with torch.device("meta"):
             model = WanTransformer(config)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -161,9 +164,18 @@ def test_equals_diffusers():
     ours = WanTransformer(config)
     fill(ours)
     theirs = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=24, in_channels=36, out_channels=16,
-        text_dim=32, ffn_dim=64, num_layers=2, image_dim=20, added_kv_proj_dim=48,
-        qk_norm="rms_norm_across_heads", cross_attn_norm=True, eps=1e-6,
+        num_attention_heads=2,
+        attention_head_dim=24,
+        in_channels=36,
+        out_channels=16,
+        text_dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        image_dim=20,
+        added_kv_proj_dim=48,
+        qk_norm="rms_norm_across_heads",
+        cross_attn_norm=True,
+        eps=1e-6,
     ).eval()
     renames = json.loads((Path(__file__).parent / "diffusers_names.json").read_text())
     state = {}

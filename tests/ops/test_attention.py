@@ -62,4 +62,3 @@ def test_a_forced_kernel_is_the_one_that_runs():
     q = normal(1, 4, 1, 32)
     with kernel_context("cudnn"), pytest.raises(RuntimeError):
         attention(q, q, q, "cudnn")
-

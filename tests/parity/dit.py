@@ -45,7 +45,13 @@ def replay_wan(golden: Golden) -> list[Check] | None:
             seen["img_emb"] = model.img_emb(tensors["in.clip_fea"])
     seen["time_emb"], seen["time_proj"] = embedding, projection.flatten(1)
     seen["text_emb"] = projected[:, : tensors["mid.text_emb"].shape[1]]
-    checks = [Check(f"{golden.path.stem}:velocity", rel_max(velocity, tensors["out.velocity"]), WAN_TOLERANCE)]
+    checks = [
+        Check(
+            f"{golden.path.stem}:velocity",
+            rel_max(velocity, tensors["out.velocity"]),
+            WAN_TOLERANCE,
+        )
+    ]
     for name, expected in golden.under("mid.").items():
         if name == "patch_emb_last_sample":
             seen[name] = seen["patches"][-1:]
@@ -71,9 +77,7 @@ def replay_scail(golden: Golden) -> list[Check] | None:
                 noise, t, text="in.text_neg", reference_strength=0.0, positions=WRAPPER
             ),
             "wrapper_pose_off": inputs.run(noise, t, pose_strength=None),
-            "wrapper_pose_strength_0p5": inputs.run(
-                noise, t, pose_strength=0.5, positions=WRAPPER
-            ),
+            "wrapper_pose_strength_0p5": inputs.run(noise, t, pose_strength=0.5, positions=WRAPPER),
         }
         middle = _scail_middle(model, inputs, tensors)
     checks = [
@@ -157,7 +161,9 @@ def replay_keys(golden: Golden) -> list[Check] | None:
     with torch.device("meta"):
         model: nn.Module = kind(config)
     built = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    return [Check(f"{golden.path.stem}:{len(expected)} names and shapes", exact(built, expected), 0)]
+    return [
+        Check(f"{golden.path.stem}:{len(expected)} names and shapes", exact(built, expected), 0)
+    ]
 
 
 class _ScailInputs:
@@ -211,8 +217,10 @@ def _scail_middle(
         dim=1,
     )
     head_dim = model.config.head_dim
-    ropes = {rule: scail_rope(head_dim, grid, True, True, p) for rule, p in
-             (("official", PosePositions()), ("wrapper", WRAPPER))}
+    ropes = {
+        rule: scail_rope(head_dim, grid, True, True, p)
+        for rule, p in (("official", PosePositions()), ("wrapper", WRAPPER))
+    }
     middle = {f"rope_{k}": torch.stack((r.cos, r.sin), dim=-1) for k, r in ropes.items()}
     middle |= {"time_e": embedding, "time_e0": projection, "tokens": tokens}
     middle["text_ctx"] = model.embed_text([tensors["in.text"]])
@@ -252,8 +260,11 @@ def _sample(
         velocities.append(velocity[0].clone())
         return velocity
 
-    noises = [tensors[f"in.step_noise{i}"][None] for i in range(config["steps"])
-              if f"in.step_noise{i}" in tensors]
+    noises = [
+        tensors[f"in.step_noise{i}"][None]
+        for i in range(config["steps"])
+        if f"in.step_noise{i}" in tensors
+    ]
     with torch.no_grad():
         final = denoise(
             predict,

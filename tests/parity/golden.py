@@ -89,7 +89,9 @@ class Golden:
         beside = sorted(self.path.parent.glob(f"{stem}.safetensors"))
         found = beside or [p for root in self.roots for p in sorted(root.rglob(f"{stem}.*"))]
         if not found:
-            raise FileNotFoundError(f"{self.path.name} needs {stem}.safetensors, which is not there")
+            raise FileNotFoundError(
+                f"{self.path.name} needs {stem}.safetensors, which is not there"
+            )
         return Golden(found[0], self.roots)
 
 

@@ -77,7 +77,8 @@ class ScailTransformer(WanTransformer):
             strength: multiplies the tokens.
         """
         tokens = patchify(self.patch_embedding_pose, _with_mask(pose, 1.0))
-        return (tokens * strength).to(self.dtype).unflatten(1, (pose.shape[2], -1))
+        frames = pose.shape[2]
+        return (tokens * strength).to(self.dtype).reshape(len(pose), frames, -1, self.config.dim)
 
     def forward(  # type: ignore[override]
         self,
@@ -113,7 +114,9 @@ class ScailTransformer(WanTransformer):
             _check_pose(pose, grid)
             parts.append(_batched(pose, latents).flatten(1, 2))
         layout = (grid, reference is not None, pose is not None, positions or PosePositions())
-        rope = self.cached_rope(("scail", *layout), lambda: scail_rope(self.config.head_dim, *layout))
+        rope = self.cached_rope(
+            ("scail", *layout), lambda: scail_rope(self.config.head_dim, *layout)
+        )
         keep = slice(start, start + grid[0] * grid[1] * grid[2])
         time = self.embed_time(timestep)
         values = self.run_blocks(torch.cat(parts, dim=1), time, rope, context, keep)
@@ -130,7 +133,8 @@ def scail_rope(
     """Returns the table of [reference | noise | pose].
 
     Args:
-        head_dim: width of a head. grid: (T, rows, columns) of the noise tokens.
+        head_dim: width of a head.
+        grid: (T, rows, columns) of the noise tokens.
         with_reference: a reference frame stands in front, at time 0; noise then starts at 1.
         with_pose: a pose of half the rows and columns stands behind.
         positions: position rule of the pose tokens.

@@ -18,13 +18,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xicon_infer.errors import InvalidRequest
-from xicon_infer.models.wan_layers import Block, CrossContext, Head, ImageProjection
+from xicon_infer.models.wan_layers import (
+    Block,
+    CrossContext,
+    Head,
+    ImageProjection,
+    split_heads,
+)
 from xicon_infer.ops.attention import Backend, choose_backend, kernel_context
 from xicon_infer.ops.rope import Rope, grid_rope
 
@@ -112,9 +119,12 @@ class WanTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Returns the compute dtype: that of the biases, which are never fp8."""
-        bias = self.blocks[0].ffn[0].bias  # type: ignore[index, union-attr]
-        assert isinstance(bias, Tensor)
-        return bias.dtype
+        return cast("nn.Linear", self.layers[0].ffn[0]).bias.dtype
+
+    @property
+    def layers(self) -> list[Block]:
+        """Returns the blocks, in order."""
+        return cast("list[Block]", list(self.blocks))
 
     @property
     def device(self) -> torch.device:
@@ -124,14 +134,12 @@ class WanTransformer(nn.Module):
     @property
     def backend(self) -> Backend:
         """Returns the attention kernel in use, chosen once per device and dtype."""
-        return choose_backend(
-            self.attention_request, self.device, self.dtype, self.config.head_dim
-        )
+        return choose_backend(self.attention_request, self.device, self.dtype, self.config.head_dim)
 
     def fuse_projections(self) -> None:
         """Fuses q, k and v of every self-attention into one product. Results stay the same."""
-        for block in self.blocks:
-            block.self_attn.fuse()  # type: ignore[operator, union-attr]
+        for block in self.layers:
+            block.self_attn.fuse()
 
     def encode_context(self, text: list[Tensor], image: Tensor | None = None) -> Context:
         """Returns the keys and values of text and image for every block; compute it once.
@@ -145,11 +153,13 @@ class WanTransformer(nn.Module):
             InvalidRequest: a text is longer than text_len, or the image is missing or unused.
         """
         if (image is None) != (self.config.image_dim is None):
-            raise InvalidRequest("this model needs CLIP image states exactly if it was built for them")
+            raise InvalidRequest(
+                "this model needs CLIP image states exactly if it was built for them"
+            )
         with kernel_context(self.backend):
             text_states = self.embed_text(text)
             image_states = None if image is None else self.img_emb(image.to(self.device))
-            return [block.cross_attn.project(text_states, image_states) for block in self.blocks]
+            return [block.cross_attn.project(text_states, image_states) for block in self.layers]
 
     def embed_text(self, text: list[Tensor]) -> Tensor:
         """Returns the projected text [B, text_len, D] of unpadded states [L_i, text_dim]."""
@@ -171,10 +181,10 @@ class WanTransformer(nn.Module):
         steps = torch.arange(half, dtype=torch.float64, device=timestep.device)
         angle = timestep.double()[:, None] * TIME_SCALE ** (-steps / half)
         first, second = self.time_embedding[0], self.time_embedding[2]
-        weight = first.weight
+        weight = cast("nn.Linear", first).weight
         waves = torch.cat((angle.cos(), angle.sin()), dim=-1).to(weight.dtype)
         embedding = second(F.silu(first(waves)))
-        projected = self.time_projection(embedding).unflatten(-1, (6, -1))
+        projected = split_heads(self.time_projection(embedding), 6)
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return embedding.to(wide), projected.to(wide)
 
@@ -193,14 +203,17 @@ class WanTransformer(nn.Module):
         """Returns the patch values [B, kept tokens, p] float32 of the tokens in `keep`.
 
         Args:
-            tokens: [B, L, D]. time: as `embed_time` gives it. rope: table of the L tokens.
-            context: as `encode_context` gives it. keep: the tokens to predict.
+            tokens: [B, L, D].
+            time: as `embed_time` gives it.
+            rope: table of the L tokens.
+            context: as `encode_context` gives it.
+            keep: the tokens to predict.
         """
         backend = self.backend
         embedding, projection = time
         last = len(self.blocks) - 1
         with kernel_context(backend):
-            for index, (block, cross) in enumerate(zip(self.blocks, context, strict=True)):
+            for index, (block, cross) in enumerate(zip(self.layers, context, strict=True)):
                 kept = keep if index == last else slice(None)
                 tokens = block(tokens, projection, rope, cross, backend, kept)
         return self.head(tokens, embedding)
@@ -209,7 +222,7 @@ class WanTransformer(nn.Module):
         """Returns [B, out_dim, T, H, W] from [B, L, p] over a token grid (T, rows, columns)."""
         t, h, w = grid
         pt, ph, pw = self.config.patch
-        cells = values.unflatten(-1, (pt, ph, pw, self.config.out_dim)).unflatten(1, (t, h, w))
+        cells = values.reshape(len(values), t, h, w, pt, ph, pw, self.config.out_dim)
         # [B, t, h, w, pt, ph, pw, C] -> [B, C, t, pt, h, ph, w, pw]
         return cells.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 

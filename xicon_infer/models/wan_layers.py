@@ -12,7 +12,7 @@ Shape letters: B batch, L tokens, S context tokens, D model width, H heads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,9 @@ class SelfAttention(nn.Module):
         """Returns the attended tokens of the slice `keep`; every token serves as key.
 
         Args:
-            x: [B, L, D]. rope: table of the L tokens. backend: attention kernel.
+            x: [B, L, D].
+            rope: table of the L tokens.
+            backend: attention kernel.
             keep: the tokens whose output is wanted.
         """
         if self.qkv is not None:
@@ -92,7 +94,7 @@ class SelfAttention(nn.Module):
         else:
             q, k, v = self.q(x[:, keep]), self.k(x), self.v(x)
         q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)) for part in (self.norm_q(q), self.norm_k(k), v)
+            split_heads(part, self.num_heads) for part in (self.norm_q(q), self.norm_k(k), v)
         )
         q = apply_rope(q, Rope(rope.cos[keep], rope.sin[keep]))
         return self.o(attention(q, apply_rope(k, rope), v, backend).flatten(2))
@@ -137,7 +139,7 @@ class CrossAttention(nn.Module):
         return self.o(out.flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+        return split_heads(x, self.num_heads)
 
 
 class Block(nn.Module):
@@ -168,10 +170,13 @@ class Block(nn.Module):
         """Returns the hidden states of the tokens in `keep`.
 
         Args:
-            x: [B, L, D]. modulation: float32 [B, 6, D], the projected time embedding.
-            rope: table of the L tokens. context: keys and values of the cross-attention.
-            backend: attention kernel. keep: tokens that anything reads afterwards; the last
-                block of a model skips the rest, of which only keys and values were needed.
+            x: [B, L, D].
+            modulation: float32 [B, 6, D], the projected time embedding.
+            rope: table of the L tokens.
+            context: keys and values of the cross-attention.
+            backend: attention kernel.
+            keep: tokens that anything reads afterwards; the last block of a model skips the
+                rest, of which only keys and values were needed.
         """
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
             (self.modulation.to(modulation.dtype) + modulation).unsqueeze(2).unbind(1)
@@ -214,8 +219,14 @@ class ImageProjection(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Returns [B, S, D] from CLIP states [B, S, image_dim]."""
         norm_in, first, act, second, norm_out = self.proj
-        hidden = second(act(first(layer_norm(image.to(first.weight.dtype), norm_in))))
+        dtype = cast("nn.Linear", first).weight.dtype
+        hidden = second(act(first(layer_norm(image.to(dtype), norm_in))))
         return layer_norm(hidden, norm_out)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Returns [B, L, heads, head_dim] from [B, L, D]."""
+    return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:

@@ -45,7 +45,7 @@ def _axis(positions: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
 
 def _pool_pairs(table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns cos and sin averaged over each two neighbouring positions, not renormalised."""
-    cos, sin = (part.unflatten(0, (-1, 2)).mean(1) for part in table)
+    cos, sin = ((part[0::2] + part[1::2]) / 2 for part in table)
     return cos, sin
 
 
@@ -103,6 +103,6 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
         Tensor [B, L, heads, head_dim], dtype of x.
     """
     cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return turned.flatten(-2).to(x.dtype)
