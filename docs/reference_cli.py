@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from xicon_infer import errors
-from xicon_infer.job_flags import SHELL_FLAGS
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, PIPELINES, PROFILES, Field
+from xicon_infer.job_flags import SHELL_FLAGS
 
 PAGE = Path(__file__).with_name("reference-cli.md")
 

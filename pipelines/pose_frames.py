@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.media.image import resize_frames
@@ -39,6 +40,7 @@ def draw_pose(
     size: tuple[int, int],
     options: PoseOptions,
     progress: Progress,
+    device: torch.device | str = "cpu",
 ) -> UInt8Array:
     """Returns the pose pictures at half size, uint8 [F, H / 2, W / 2, 3].
 
@@ -51,6 +53,7 @@ def draw_pose(
         size: (W, H) of the result, pixels.
         options: how to draw.
         progress: told of finished frames.
+        device: where the bones of a track are rendered.
 
     Raises:
         InvalidRequest: the fit is not possible for this kind of pose.
@@ -59,7 +62,7 @@ def draw_pose(
     width, height = size
     out = np.empty((num_frames, height // 2, width // 2, 3), np.uint8)
     done = 0
-    for chunk in _pose_chunks(pose, size, options):
+    for chunk in _pose_chunks(pose, size, options, device):
         part = chunk[: num_frames - done]
         out[done : done + len(part)] = part
         done += len(part)
@@ -71,7 +74,10 @@ def draw_pose(
 
 
 def _pose_chunks(
-    pose: Clip | list[Track], size: tuple[int, int], options: PoseOptions
+    pose: Clip | list[Track],
+    size: tuple[int, int],
+    options: PoseOptions,
+    device: torch.device | str,
 ) -> Iterator[UInt8Array]:
     width, height = size
     allowed = ("crop", "pad", "stretch") if isinstance(pose, Clip) else ("crop", "pad")
@@ -96,4 +102,6 @@ def _pose_chunks(
         draw_hands=options.draw_hands,
         persons=len(pose),
     )
-    yield from iter_render_track(pose, width=width, height=height, options=render)
+    yield from iter_render_track(
+        pose, width=width, height=height, options=render, device=device
+    )

@@ -62,7 +62,7 @@ class ScailOptions:
     steps, both ends included. tiles: decode in tiles, None for whole frames.
 
     Raises:
-        InvalidRequest: the size is no multiple of 32.
+        InvalidRequest: the size is no multiple of 32, or the scheduler cannot make the steps.
     """
 
     prompt: str = "the human starts to dance"
@@ -102,6 +102,8 @@ class ScailOptions:
                     f"{name!r} must be a positive multiple of {SIZE_MULTIPLE}, got {value}",
                     field=name,
                 )
+        # Refuses a number of steps that the scheduler cannot make, before anything is loaded.
+        make_schedule(self.scheduler, self.num_inference_steps, self.shift)
 
     @property
     def guided(self) -> bool:
@@ -188,6 +190,7 @@ class ScailPipeline:
                 size=(reference.shape[1], reference.shape[0]),
                 options=options.pose_options,
                 progress=progress,
+                device=parts.device,
             )
         conditioning = encode_conditioning(parts, reference, pose_frames, options, progress)
         with progress.stage("sample"), parts.on_device("transformer"):

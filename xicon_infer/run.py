@@ -20,10 +20,10 @@ from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
-from xicon_infer.job_flags import parse, run_parser
 from xicon_infer.errors import Cancelled, XiconError
 from xicon_infer.job import Job, check_files, make_job
 from xicon_infer.job_fields import FIELDS
+from xicon_infer.job_flags import parse, run_parser
 from xicon_infer.job_values import value_from_text
 from xicon_infer.runtime import debug_enabled, models_dirs
 from xicon_infer.types import Progress, Result, SilentProgress

@@ -19,11 +19,10 @@ from pipelines.components import Components, LoadOptions
 from pipelines.scail import ScailOptions, ScailOutput
 from xicon_infer.errors import InvalidRequest, OutOfMemory
 from xicon_infer.job import Job
-from xicon_infer.media.audio import read_audio
 from xicon_infer.media.image import Sizing, load_image
 from xicon_infer.media.selection import Selection, select_frames
 from xicon_infer.media.sheet import Row, save_contact_sheet
-from xicon_infer.media.video import probe, read_clip
+from xicon_infer.media.video import probe, read_clip, read_sound
 from xicon_infer.media.write import write_json, write_video
 from xicon_infer.models.vae_tiling import TileOptions
 from xicon_infer.pose.track import load_tracks, resample_track
@@ -72,14 +71,14 @@ def run_job(job: Job, progress: Progress) -> Result:
     for warning in job.warnings:
         recorder.warn(warning)
     try:
+        seed = pick_seed(job.seed)
+        options = scail_options(job, seed)
         with recorder.stage("read inputs"):
             inputs = read_inputs(job, recorder)
         with recorder.stage("load models"):
             pipeline = build_pipeline(job.pipeline, job.preset, load_options(job, device, dtype))
         for note in pipeline.components.notes:
             recorder.warn(note)
-        seed = pick_seed(job.seed)
-        options = scail_options(job, seed)
         output = pipeline(inputs.image, inputs.pose, options, recorder)
         return write_outputs(job, output, inputs, recorder, _machine(pipeline.components, seed))
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -116,8 +115,7 @@ def read_inputs(job: Job, progress: Progress) -> Inputs:
     else:
         raise InvalidRequest("give 'pose_video' or 'track'", field="pose_video")
     if driving is not None and job.video is not None and with_audio:
-        start, duration = selection.audio_window(float(driving.fps))
-        audio = read_audio(job.video, start_s=start, duration_s=duration, warn=progress.warn)
+        audio = read_sound(job.video, selection=selection, warn=progress.warn, field="video")
     return Inputs(image, pose, audio)
 
 

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # the command line answers --help without loading numpy
+    import numpy as np
+    import numpy.typing as npt
 
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
+UInt8Array: TypeAlias = "npt.NDArray[np.uint8]"
+Float32Array: TypeAlias = "npt.NDArray[np.float32]"
 
 Fit = Literal["crop", "resize", "stretch", "pad"]
 """How a picture gets its size: cover and cut, fit inside, distort, or fit inside and fill."""

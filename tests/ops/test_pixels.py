@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -40,6 +40,7 @@ def test_channels_and_frames_stay_in_their_order():
     assert model[0, 2, 1, 3, 4] == np.float32(frames[1, 3, 4, 2]) / 127.5 - 1
 
 
+@settings(deadline=None)
 @given(npst.arrays(np.uint8, SHAPES))
 def test_there_and_back_is_the_identity(frames):
     assert np.array_equal(model_to_frames(frames_to_model(frames)), frames)
@@ -130,6 +131,7 @@ def test_half_size_is_the_mean_of_two_by_two():
     assert halves[:, 0, 0, 1].tolist() == [1, 255]
 
 
+@settings(deadline=None)
 @given(npst.arrays(np.uint8, (2, 4, 6, 3)))
 def test_half_size_of_bytes_is_that_of_the_floats_rounded_half_up(frames):
     floats = torch.from_numpy(frames).double().permute(3, 0, 1, 2)

@@ -111,7 +111,7 @@ def test_inputs_are_not_changed_and_latents_stay_float32(name):
         latents = after
 
 
-@pytest.mark.parametrize("name", ["dpm++_sde", "unipc", "deis", "sa_ode_stable"])
+@pytest.mark.parametrize("name", ["dpm++_sde", "unipc", "deis", "sa_ode_stable", "er_sde"])
 def test_steps_come_in_order_and_step_zero_starts_over(name):
     schedule = make_schedule(name, 6, 5.0)
     solver = make_solver(schedule)

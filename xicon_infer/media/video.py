@@ -154,6 +154,30 @@ def read_clip(
     return Clip(frames, selection.loaded_rate(source.timing.fps), audio)
 
 
+def read_sound(
+    path: Path | str,
+    *,
+    selection: Selection = ALL_FRAMES,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    warn: Callable[[str], None] | None = None,
+    field: str = "video",
+) -> Audio | None:
+    """Returns the sound that belongs to the chosen frames of a video, or None if it has none.
+
+    Args:
+        path: as `read_clip`; no picture is decoded.
+        selection: which frames; as `read_clip`.
+        limits: what the file may cost.
+        warn: told if there is a sound track with nothing to use in it.
+        field: the request field that named the file, for messages.
+
+    Raises:
+        MediaError: as `probe`.
+    """
+    source = _Opened(Path(path), _timing(path, limits, field), limits, field)
+    return _read_sound(source, selection, warn or (lambda message: None))
+
+
 def _timing(path: Path | str, limits: MediaLimits, field: str) -> Timing:
     with open_video(path, limits=limits, field=field) as container:
         stream = video_stream(container, path, limits=limits, field=field)

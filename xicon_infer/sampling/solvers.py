@@ -107,8 +107,7 @@ class LinearSolver:
         terms = [(update.sample, latents), (update.velocity, velocity)]
         if update.estimates:
             estimate = latents.add(velocity, alpha=-update.sigma)
-            kept = self._estimates if index else []
-            self._estimates = [estimate, *kept][: self._depth]
+            self._estimates = [estimate, *self._estimates][: self._depth]
             terms += zip(update.estimates, self._estimates, strict=False)
         if update.noise != 0.0:
             if noise is None:
@@ -136,8 +135,6 @@ class UniPCSolver:
         """Returns the latents after step `index`; see `Solver.step`. The noise is not used."""
         self._next = _check_order(index, self._next)
         update = self._updates[index]
-        if index == 0:
-            self._history = []
         estimate = latents.add(velocity.to(latents.dtype), alpha=-update.sigma)
         self._history = [estimate, *self._history][:3]
         if update.corrector is not None:
@@ -166,8 +163,6 @@ class StableSolver:
     def step(self, latents: Tensor, velocity: Tensor, index: int, noise: Tensor | None) -> Tensor:
         """Returns the latents after step `index`; see `Solver.step`. The noise is not used."""
         self._next = _check_order(index, self._next)
-        if index == 0:
-            self._velocities = []
         update = self._updates[index]
         self._velocities = [velocity.to(latents.dtype), *self._velocities][:3]
         direction = _weighted_sum(zip(update.velocities, self._velocities, strict=False))
@@ -252,6 +247,7 @@ def _weighted_sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
 
 
 def _check_order(index: int, expected: int) -> int:
+    """Returns the next index. Step 0 gives weight to no history, so it may come at any time."""
     if index not in (0, expected):
         raise ValueError(f"steps must come in order: expected {expected}, got {index}")
     return index + 1

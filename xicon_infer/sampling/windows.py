@@ -227,8 +227,9 @@ def _unrolled(found: list[Window], total: int, context: int) -> list[Window]:
             moved = [frame + total - 1 - shifted[-1] for frame in shifted]
             pending[index] = moved if max(moved) < total else list(range(total - context, total))
             if wrapped not in pending[(index + 1) % len(pending)]:
-                start = min(wrapped, total - context)
-                pending.insert(index + 1, list(range(start, start + context)))
+                # Inside the video: wrapped is below the stride 2^k < 2 total / context, hence at
+                # most total - context.
+                pending.insert(index + 1, list(range(wrapped, wrapped + context)))
         index += 1
     return [window for i, window in enumerate(pending) if window not in pending[:i]]
 
