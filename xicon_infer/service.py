@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from xicon_infer.media.image import Sizing, load_image
 from xicon_infer.media.selection import Selection, select_frames
 from xicon_infer.media.sheet import Row, save_contact_sheet
 from xicon_infer.media.video import probe, read_clip, read_sound
-from xicon_infer.media.write import write_json, write_video
+from xicon_infer.media.write import atomic_path, write_json, write_video
 from xicon_infer.models.vae_tiling import TileOptions
 from xicon_infer.pose.track import load_tracks, resample_track
 from xicon_infer.runtime import (
@@ -44,6 +43,9 @@ from xicon_infer.types import (
     Track,
     UInt8Array,
 )
+
+NTSC_ROUNDING = 0.0009
+"""Frames per second by which a rounded NTSC rate may be off; whole rates are further away."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def read_inputs(job: Job, progress: Progress) -> Inputs:
     """
     image = load_image(job.image, field="image")
     driving = probe(job.video, field="video") if job.video else None
-    rate = None if job.fps == "source" else Fraction(job.fps).limit_denominator(1001 * 60)
+    rate = None if job.fps == "source" else frame_rate(job.fps)
     rate = rate or (driving.fps if driving else None)
     selection = Selection(rate, job.max_frames, job.skip_frames, job.select_every_nth)
     with_audio = job.audio == "source"
@@ -117,6 +119,12 @@ def read_inputs(job: Job, progress: Progress) -> Inputs:
     if driving is not None and job.video is not None and with_audio:
         audio = read_sound(job.video, selection=selection, warn=progress.warn, field="video")
     return Inputs(image, pose, audio)
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Returns the exact rate a number stands for: 23.976, 29.97 and 59.94 mean n * 1000 / 1001."""
+    ntsc = Fraction(round(fps * 1001 / 1000) * 1000, 1001)
+    return ntsc if abs(float(ntsc) - fps) < NTSC_ROUNDING else Fraction(str(fps))
 
 
 def load_options(job: Job, device: torch.device, dtype: torch.dtype) -> LoadOptions:
@@ -163,21 +171,23 @@ def scail_options(job: Job, seed: int) -> ScailOptions:
 def write_outputs(
     job: Job, output: ScailOutput, inputs: Inputs, recorder: Recorder, machine: dict[str, Any]
 ) -> Result:
-    """Writes every file of a job, the video last, and returns the result.
+    """Writes every file of a job and returns the result.
 
-    If anything fails, the files already written by this call are removed again.
+    All files are written under temporary names. Only when all are complete are they renamed, the
+    video last; if anything fails before, none appears and none is replaced.
     """
-    paths = job.outputs()
-    clip = output.clip
+    paths, clip = job.outputs(), output.clip
     seed = machine.pop("seed")
-    with ExitStack() as undo:
+    with ExitStack() as renames:
+        temporary = {name: renames.enter_context(atomic_path(p)) for name, p in paths.items()}
         with recorder.stage("write files"):
             if "pose" in paths:
-                _write(undo, paths["pose"], output.pose_frames, clip.fps, None, job.crf)
+                write_video(temporary["pose"], output.pose_frames, fps=clip.fps, crf=job.crf)
             if "sheet" in paths:
-                undo.callback(paths["sheet"].unlink, missing_ok=True)
-                save_contact_sheet(paths["sheet"], _rows(job, output, recorder), fps=clip.fps)
-            _write(undo, paths["video"], clip.frames, clip.fps, inputs.audio, job.crf)
+                rows = sheet_rows(job, output, recorder)
+                save_contact_sheet(temporary["sheet"], rows, fps=clip.fps)
+            video = temporary["video"]
+            write_video(video, clip.frames, fps=clip.fps, audio=inputs.audio, crf=job.crf)
         result = Result(
             path=paths["video"],
             mime_type="video/mp4",
@@ -193,9 +203,7 @@ def write_outputs(
             outputs={name: path for name, path in paths.items() if name != "video"},
             machine=machine,
         )
-        undo.callback(paths["report"].unlink, missing_ok=True)
-        write_json(paths["report"], report(result))
-        undo.pop_all()
+        write_json(temporary["report"], report(result))
     return result
 
 
@@ -207,18 +215,6 @@ def report(result: Result) -> dict[str, Any]:
     plain["fps"] = float(result.fps)
     plain["fps_fraction"] = str(result.fps)
     return plain
-
-
-def _write(
-    undo: ExitStack,
-    path: Path,
-    frames: UInt8Array,
-    fps: Fraction,
-    audio: Audio | None,
-    crf: int,
-) -> None:
-    undo.callback(path.unlink, missing_ok=True)
-    write_video(path, frames, fps=fps, audio=audio, crf=crf)
 
 
 def _select_tracks(tracks: list[Track], selection: Selection) -> list[Track]:
@@ -243,7 +239,7 @@ def _select_tracks(tracks: list[Track], selection: Selection) -> list[Track]:
     return [resample_track(track, indices, fps=selection.loaded_rate(fps)) for track in tracks]
 
 
-def _rows(job: Job, output: ScailOutput, progress: Progress) -> list[Row]:
+def sheet_rows(job: Job, output: ScailOutput, progress: Progress) -> list[Row]:
     """Returns the rows of the contact sheet: reference, driving frames, pose, result."""
     rows: list[Row] = [("reference", output.reference[None])]
     if job.video is not None:

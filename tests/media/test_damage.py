@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import random
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.media.samples import make_video, numbers, ramp, tone
+from tests.media.samples import loud_from, make_video, numbers, ramp, tone
 from xicon_infer.errors import MediaError
 from xicon_infer.media.selection import Selection
+from xicon_infer.media.source import MediaLimits
 from xicon_infer.media.video import probe, read_clip
 from xicon_infer.media.write import write_video
 
@@ -76,7 +79,9 @@ def test_lost_pictures_are_counted(tmp_path):
     path = make_video(tmp_path / "a.mov", ramp(10), codec="png", pix_fmt="rgb24")
     blur(path, packets(path, "video")[4:6])
     clip, warnings = read_with_warnings(path)
+    # What is near the damage is kept, however many frames are decoded at once.
     assert numbers(clip.frames) == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert len(warnings) == 1
     assert "2 pictures could not be read" in warnings[0]
 
 
@@ -124,3 +129,45 @@ def test_hdr_and_pixel_shape_are_told(tmp_path):
     assert clip.frames.shape == (2, 48, 64, 3)
     assert any("4/3" in warning for warning in warnings)
     assert any("HDR" in warning for warning in warnings)
+
+
+def png_video(path, pictures):
+    """Writes a MOV of PNG pictures that need not have one size; its header tells the first."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.height, stream.width, _ = pictures[0].shape
+        stream.pix_fmt = "rgb24"
+        for index, pixels in enumerate(pictures):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 10)
+            packet.pts = packet.dts = index
+            packet.is_keyframe = True
+            container.mux(packet)
+    return path
+
+
+def test_pictures_that_change_their_size_take_that_of_the_first(tmp_path):
+    pictures = [np.full((height, 64, 3), 90, np.uint8) for height in (48, 24, 60)]
+    clip = read_clip(png_video(tmp_path / "a.mov", pictures))
+    assert clip.frames.shape == (3, 48, 64, 3)
+    assert (clip.frames == 90).all()
+
+
+def test_pictures_that_grow_over_the_limit_are_not_decoded(tmp_path):
+    pictures = [np.full((side, side, 3), 90, np.uint8) for side in (48, 400, 48)]
+    path = png_video(tmp_path / "a.mov", pictures)
+    clip, warnings = read_with_warnings(path, limits=MediaLimits(max_side_px=64))
+    assert len(clip.frames) == 2
+    assert "1 pictures could not be read" in warnings[0]
+    assert len(read_clip(path).frames) == 3
+
+
+def test_sound_is_placed_against_the_first_picture(tmp_path):
+    stamps = [300 + 40 * index for index in range(20)]
+    path = make_video(
+        tmp_path / "a.mkv", ramp(20), fps=25, stamps=stamps, audio=tone(1.1, begin_s=0.5)
+    )
+    assert loud_from(read_clip(path).audio) == pytest.approx(0.2, abs=0.03)
+    assert not probe(path).variable_frame_rate

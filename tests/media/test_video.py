@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ from xicon_infer.media.container import Turn, picture
 from xicon_infer.media.image import Sizing, resize_frames
 from xicon_infer.media.selection import Selection, select_frames
 from xicon_infer.media.source import MediaLimits
+from xicon_infer.media.timing import stated_rate
 from xicon_infer.media.video import probe, read_clip
 
 
@@ -292,3 +294,18 @@ def test_limits_that_just_suffice(plain):
     # Only what is decoded counts: a capped selection of a long file is fine.
     few = MediaLimits(max_frames=4)
     assert len(read_clip(plain, limits=few, selection=Selection(frame_load_cap=4)).frames) == 4
+
+
+@pytest.mark.parametrize(
+    ("average", "nominal", "stated"),
+    [
+        (Fraction(299_697, 10_000), Fraction(30000, 1001), Fraction(30000, 1001)),
+        (Fraction(25), Fraction(90000), Fraction(25)),
+        (Fraction(25), Fraction(50), Fraction(25)),
+        (None, Fraction(24), Fraction(24)),
+        (Fraction(10**6), None, None),
+    ],
+)
+def test_the_nominal_rate_is_preferred_if_it_is_near(average, nominal, stated):
+    stream = SimpleNamespace(average_rate=average, guessed_rate=nominal)
+    assert stated_rate(stream) == stated

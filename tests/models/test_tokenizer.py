@@ -127,6 +127,7 @@ def test_a_written_end_mark_is_an_end_mark():
     # As in the official tokenizer, which reads special tokens in a prompt.
     for tokenizer in (TINY, tokenizer_from_bytes(spiece("byte fallback"))):
         assert ids_of(tokenizer, "a</s>").count(1) == 2
+        assert ids_of(tokenizer, "</s>a")[0] == 1
 
 
 def test_impossible_requests_are_refused():

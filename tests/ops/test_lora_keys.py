@@ -201,8 +201,9 @@ DOWN, UP = "blocks.0.ffn.0.lora_down.weight", "blocks.0.ffn.0.lora_up.weight"
     ],
 )
 def test_damaged_files(state, message):
-    with pytest.raises(WeightsError, match=message):
-        read_lora(state)
+    with pytest.raises(WeightsError, match=message) as caught:
+        read_lora(state, name="my.safetensors")
+    assert caught.value.message.startswith("my.safetensors: ")
 
 
 def factor(state, **options):

@@ -111,6 +111,11 @@ def test_marks_go_and_scales_get_one_name():
     assert set(to_wan_names({**prefixed, "scaled_fp8": state["scaled_fp8"]})) == set(found)
 
 
+def test_a_scale_under_both_names_is_refused():
+    with pytest.raises(WeightsError, match=r"called a\.scale_weight"):
+        drop_markers({"a.scale_weight": torch.ones(1), "a.weight_scale": torch.ones(1)})
+
+
 @pytest.mark.parametrize("mark", ['{"format": "nvfp4"}', "{", '{"form": 1}', "[1]"])
 def test_other_formats_of_a_layer_are_refused(mark):
     state = {"a.comfy_quant": torch.tensor(list(mark.encode()), dtype=torch.uint8)}

@@ -55,11 +55,12 @@ class Turn:
 
 
 @dataclass
-class Damage:
-    """Counts what could not be decoded, or only in part, while reading one file."""
+class Tally:
+    """Counts, while one file is read, frames decoded, lost and decoded in part only."""
 
-    packets: int = 0
-    frames: int = 0
+    decoded: int = 0
+    lost: int = 0
+    partial: int = 0
     ended_early: bool = False
 
 
@@ -108,11 +109,17 @@ def too_long(path: Path | str, what: str, field: str) -> MediaError:
 
 
 def video_stream(
-    container: InputContainer, path: Path | str, *, limits: MediaLimits, field: str
+    container: InputContainer,
+    path: Path | str,
+    *,
+    limits: MediaLimits,
+    field: str,
+    several_at_once: bool = False,
 ) -> VideoStream:
     """Returns the first stream of moving pictures, its header checked against the limits.
 
-    Cover pictures are no video.
+    Cover pictures are no video. Decoding several frames at once is faster, but at a damaged
+    place near the end it loses the good frames that were under way.
 
     Raises:
         MediaError: UNSUPPORTED_MEDIA (no video, or unknown codec), MEDIA_TOO_LARGE or
@@ -136,7 +143,7 @@ def video_stream(
         raise too_long(path, f"lasts {seconds:.1f} s, {allowed}", field)
     # Also refuses a stream that grows after its header; the decoder would allocate first.
     codec.options = {"max_pixels": str(limits.max_side_px**2)}
-    codec.thread_type = "AUTO"
+    codec.thread_type = "AUTO" if several_at_once else "SLICE"
     return streams[0]
 
 
@@ -153,14 +160,14 @@ def check_side(
         )
 
 
-def decode(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[VideoFrame]:
+def decode(container: InputContainer, stream: VideoStream, tally: Tally) -> Iterator[VideoFrame]:
     """Yields every frame that can be decoded, in the order of showing; counts the rest."""
     packets, decoder = container.demux(stream), _decoder(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError:
-            damage.ended_early = True
+            tally.ended_early = True
             packet = None
         try:
             # Without a packet the decoder gives what it still holds.
@@ -168,10 +175,11 @@ def decode(container: InputContainer, stream: VideoStream, damage: Damage) -> It
         except av.error.EOFError:
             return
         except av.FFmpegError:
-            damage.packets += 1
+            tally.lost += 1
             frames = []
         for frame in frames:
-            damage.frames += frame.is_corrupt
+            tally.decoded += 1
+            tally.partial += frame.is_corrupt
             yield frame
         if packet is None:
             return

@@ -85,7 +85,7 @@ def read_timing(
     stamps.sort()
     # Timestamps that only some packets have say nothing about the rhythm.
     times = [(stamp - stamps[0]) * base for stamp in stamps] if not untimed else []
-    fps, variable = _rhythm(times, _stated_rate(stream))
+    fps, variable = _rhythm(times, stated_rate(stream))
     duration = (times[-1] if times else Fraction(shown - 1) / fps) + 1 / fps
     if duration > limits.max_duration_s + 1:
         raise too_long(path, f"lasts {float(duration):.1f} s", field)
@@ -152,7 +152,7 @@ def _promised_s(container: InputContainer, stream: VideoStream) -> float:
     return hours * 3600 + minutes * 60 + seconds
 
 
-def _stated_rate(stream: VideoStream) -> Fraction | None:
+def stated_rate(stream: VideoStream) -> Fraction | None:
     """Returns the rate in the file's header, or None if it states none that can be.
 
     Of two nearly equal rates the nominal one (30000/1001) is preferred to the measured average.

@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from xicon_infer.errors import MediaError
 from xicon_infer.media.audio import read_audio
 from xicon_infer.media.container import (
-    Damage,
+    Tally,
     check_side,
     check_time,
     damaged,
@@ -92,7 +92,7 @@ def probe(
     timing = _timing(path, limits, field)
     with open_video(path, limits=limits, field=field) as container:
         stream = video_stream(container, path, limits=limits, field=field)
-        frame = next(decode(container, stream, Damage()), None)
+        frame = next(decode(container, stream, Tally()), None)
         if frame is None:
             raise damaged(path, field)
         turned = turn_of(frame).transpose
@@ -141,7 +141,7 @@ def read_clip(
 
     Source: Kosinkadink/ComfyUI-VideoHelperSuite: videohelpersuite/load_video_nodes.py
     """
-    tell = warn or (lambda message: None)
+    tell = _once(warn)
     source = _Opened(Path(path), _timing(path, limits, field), limits, field)
     if source.timing.variable:
         fps = float(source.timing.fps)
@@ -178,6 +178,18 @@ def read_sound(
     return _read_sound(source, selection, warn or (lambda message: None))
 
 
+def _once(warn: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Returns `warn` such that nothing is said twice where a file is read twice."""
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if warn and message not in told:
+            told.add(message)
+            warn(message)
+
+    return tell
+
+
 def _timing(path: Path | str, limits: MediaLimits, field: str) -> Timing:
     with open_video(path, limits=limits, field=field) as container:
         stream = video_stream(container, path, limits=limits, field=field)
@@ -191,20 +203,37 @@ def _read_frames(
     tell: Callable[[str], None],
     step: Callable[[int, int], None] | None,
 ) -> UInt8Array:
+    for several_at_once in (True, False):
+        tally = Tally()
+        pictures = _selected(source, selection, size, tally, tell, several_at_once)
+        kept = _collect(pictures, source, selection, step)
+        # Read again with more care where something was lost.
+        if not tally.lost:
+            break
+    if not len(kept):
+        damage = damaged(source.path, source.field)
+        raise _nothing_left(source, selection) if tally.decoded else damage
+    _tell_damage(source, tally, tell)
+    return kept
+
+
+def _collect(
+    pictures: Iterator[UInt8Array],
+    source: _Opened,
+    selection: Selection,
+    step: Callable[[int, int], None] | None,
+) -> UInt8Array:
+    """Returns the pictures as one array [F, H, W, 3]; empty if there are none."""
     expected = _expected_frames(source.timing, selection)
-    damage = Damage()
     kept = np.empty((0, 0, 0, 3), np.uint8)
     count = 0
-    for frame in _selected(source, selection, size, damage, tell):
+    for shot in pictures:
         if count == len(kept):
-            kept = _grown(kept, count, expected, frame, source)
-        kept[count] = frame
+            kept = _grown(kept, count, expected, shot, source)
+        kept[count] = shot
         count += 1
         if step:
             step(count, max(count, expected))
-    if not count:
-        raise _nothing_left(source, selection)
-    _tell_damage(source, damage, tell)
     kept.resize((count, *kept.shape[1:]), refcheck=False)
     return kept
 
@@ -213,14 +242,17 @@ def _selected(
     source: _Opened,
     selection: Selection,
     size: Sizing | None,
-    damage: Damage,
+    tally: Tally,
     tell: Callable[[str], None],
+    several_at_once: bool,
 ) -> Iterator[UInt8Array]:
     """Yields the pictures that the selection takes; a repeated frame is converted once."""
     path, limits, field = source.path, source.limits, source.field
     with open_video(path, limits=limits, field=field) as container:
-        stream = video_stream(container, path, limits=limits, field=field)
-        frames = _guarded(source, decode(container, stream, damage))
+        stream = video_stream(
+            container, path, limits=limits, field=field, several_at_once=several_at_once
+        )
+        frames = _guarded(source, decode(container, stream, tally))
         if source.timing.variable:
             frames = on_timeline(frames, source.timing)
         convert: Callable[[VideoFrame], UInt8Array] | None = None
@@ -235,8 +267,6 @@ def _selected(
                 shot, last = convert(frame), frame
             for _ in range(times):
                 yield shot
-        if convert is None:
-            raise damaged(path, field)
 
 
 def _guarded(source: _Opened, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
@@ -338,11 +368,11 @@ def _nothing_left(source: _Opened, selection: Selection) -> MediaError:
     )
 
 
-def _tell_damage(source: _Opened, damage: Damage, tell: Callable[[str], None]) -> None:
-    if damage.packets or damage.frames:
-        bad = damage.packets + damage.frames
+def _tell_damage(source: _Opened, tally: Tally, tell: Callable[[str], None]) -> None:
+    bad = tally.lost + tally.partial
+    if bad:
         tell(f"'{source.field}' is damaged: {bad} pictures could not be read, or only in part")
-    if damage.ended_early or not source.timing.complete:
+    if tally.ended_early or not source.timing.complete:
         tell(f"'{source.field}' is cut off; what could be read of it was used")
 
 

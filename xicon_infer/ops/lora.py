@@ -116,7 +116,7 @@ def apply_loras(
 
     Raises:
         InvalidRequest: mode, requantize or a strength is not allowed.
-        WeightsError: no part of a LoRA fits; the model is not loaded; or it was merged before
+        WeightsError: no part of a LoRA fits; the model is not loaded; or LoRAs were applied before
             without an undo copy.
     """
     _check_options(mode, requantize, loras)
@@ -155,13 +155,13 @@ def remove_loras(module: nn.Module) -> None:
     """Takes every LoRA off again; the parameters are bit by bit what they were.
 
     Raises:
-        WeightsError: the LoRAs were merged without an undo copy; load the weights again.
+        WeightsError: the LoRAs were applied without an undo copy; load the weights again.
     """
     state = getattr(module, "_lora_applied", None)
     if state is None:
         return
     if not state.reversible:
-        raise WeightsError("LoRA: merged without an undo copy (keep_undo=False); load again")
+        raise WeightsError("LoRA: applied without an undo copy (keep_undo=False); load again")
     for layer in module.modules():
         if isinstance(layer, LoraLinear | LoraFp8Linear):
             del layer.lora_down, layer.lora_up, layer.lora_fault

@@ -196,7 +196,7 @@ def is_lora_key(key: str) -> bool:
 
 
 def read_lora(
-    state: Mapping[str, Tensor], *, rank_stabilized: RankStabilized = "auto"
+    state: Mapping[str, Tensor], *, rank_stabilized: RankStabilized = "auto", name: str = "LoRA"
 ) -> dict[str, LoraDelta]:
     """Returns the deltas of a LoRA by original module path (`blocks.0.self_attn.q`).
 
@@ -205,6 +205,7 @@ def read_lora(
         rank_stabilized: how a pair is scaled. "no": alpha / r, 1 without alpha. "yes": alpha /
             sqrt(r), sqrt(r) without alpha. "auto": as "no", except for files with the key
             `RANK_STABILIZED_MARK`: their pairs without alpha get floor(r^1.5) / r.
+        name: of the file, for messages.
 
     Raises:
         WeightsError: a key is unknown, occurs twice under two names, or lacks its other half;
@@ -224,15 +225,15 @@ def read_lora(
             continue
         path, kind = target
         if kind in parts.setdefault(path, {}):
-            raise WeightsError(f"LoRA: {kind} of {path} occurs twice, the second time as {key!r}")
+            raise WeightsError(f"{name}: {kind} of {path} occurs twice, again as {key!r}")
         parts[path][kind] = tensor
     if unknown:
-        raise WeightsError(_unknown_message(unknown))
+        raise WeightsError(f"{name}: {_unknown_message(unknown)}")
     if not parts:
-        raise WeightsError("LoRA: the file holds no tensors")
+        raise WeightsError(f"{name}: the file holds no tensors")
     default_alpha = _marked_alpha(state) if rank_stabilized == "auto" else None
     return {
-        path: _delta(path, found, default_alpha, stabilized=rank_stabilized == "yes")
+        path: _delta(f"{name}: {path}", found, default_alpha, stabilized=rank_stabilized == "yes")
         for path, found in parts.items()
         if set(found) != {_ALPHA}  # an alpha alone scales nothing
     }
@@ -266,8 +267,9 @@ def _target(key: str) -> tuple[str, str] | None:
 
 
 def _delta(
-    path: str, found: dict[str, Tensor], default_alpha: float | None, *, stabilized: bool
+    place: str, found: dict[str, Tensor], default_alpha: float | None, *, stabilized: bool
 ) -> LoraDelta:
+    """Returns one module's delta; `place` says in messages where it is."""
     down, up = found.get(_DOWN), found.get(_UP)
     differences = LoraDelta(
         diff=found.get(_DIFF), diff_b=found.get(_DIFF_B), diff_m=found.get(_DIFF_M)
@@ -276,16 +278,18 @@ def _delta(
         return differences
     if down is None or up is None:
         missing = "down (lora_A)" if down is None else "up (lora_B)"
-        raise WeightsError(f"LoRA: {path} has no {missing} matrix; the file is incomplete")
+        raise WeightsError(f"{place} has no {missing} matrix; the file is incomplete")
     rank = down.shape[0]
     if up.ndim < 2 or down.ndim < 2 or up.shape[1] != rank:
         raise WeightsError(
-            f"LoRA: {path}: up {tuple(up.shape)} and down {tuple(down.shape)} differ in rank"
+            f"{place}: up {tuple(up.shape)} and down {tuple(down.shape)} differ in rank"
         )
     alpha = default_alpha
     if _ALPHA in found:
         if found[_ALPHA].numel() != 1:
-            raise WeightsError(f"LoRA: alpha of {path} must be one number: {found[_ALPHA].shape}")
+            raise WeightsError(
+                f"{place}: alpha must be one number, got shape {tuple(found[_ALPHA].shape)}"
+            )
         alpha = float(found[_ALPHA])
     divisor = math.sqrt(rank) if stabilized else rank
     factor = (rank if alpha is None else alpha) / divisor
@@ -304,6 +308,6 @@ def _unknown_message(unknown: list[str]) -> str:
     shown = ", ".join(sorted(unknown)[:_SHOWN])
     more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
     return (
-        f"LoRA: {len(unknown)} unknown keys: {shown}{more}. Allowed are low-rank pairs and "
+        f"{len(unknown)} unknown keys: {shown}{more}. Allowed are low-rank pairs and "
         "differences for Wan2.1 modules; LoHa, LoKr and DoRA are not. Use a LoRA made for Wan2.1."
     )

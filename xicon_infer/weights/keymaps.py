@@ -189,7 +189,7 @@ def drop_markers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors without the marks of quantised files; `weight_scale` is renamed.
 
     Raises:
-        WeightsError: a layer's mark names a format other than fp8.
+        WeightsError: a layer's mark names a format other than fp8, or a scale occurs twice.
     """
     kept: dict[str, Tensor] = {}
     for original, tensor in state.items():
@@ -198,6 +198,8 @@ def drop_markers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             _check_layer_format(name, tensor)
         if leaf == "weight_scale":
             name = name.removesuffix("weight_scale") + "scale_weight"
+        if name in kept:
+            raise WeightsError(f"two tensors are called {name}, the second is {original}")
         if leaf not in MARKERS:
             kept[name] = tensor
     return kept
