@@ -214,9 +214,9 @@ def driving_frames(job: Job) -> tuple[int, Fraction]:
 
 def _wanted_rate(job: Job) -> Fraction | None:
     """Returns the rate to resample to, None for the rate of the pose."""
-    if job.fps != "source":
-        return Fraction(job.fps).limit_denominator(60 * 1001)
-    return probe(job.video, field="video").fps if job.video is not None else None
+    if job.frame_rate is not None or job.video is None:
+        return job.frame_rate
+    return probe(job.video, field="video").fps
 
 
 def plan_steps(

@@ -102,6 +102,4 @@ def _pose_chunks(
         draw_hands=options.draw_hands,
         persons=len(pose),
     )
-    yield from iter_render_track(
-        pose, width=width, height=height, options=render, device=device
-    )
+    yield from iter_render_track(pose, width=width, height=height, options=render, device=device)

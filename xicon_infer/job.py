@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,10 @@ REQUEST_FPS = 16.0
 """Default frame rate of a request; the command line keeps that of the source."""
 
 _INPUTS = ("image", "pose_video", "track", "video")
+
+
+_NTSC_ROUNDING = 0.0009
+"""Frames per second by which a rounded NTSC rate may be off; whole rates are further away."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,14 @@ class Job:
     attention: str
     guidance_batching: Literal["auto", "batched", "sequential"]
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def frame_rate(self) -> Fraction | None:
+        """The wanted rate, None for the source's; 23.976, 29.97 and 59.94 mean n * 1000 / 1001."""
+        if self.fps == "source":
+            return None
+        ntsc = Fraction(round(self.fps * 1001 / 1000) * 1000, 1001)
+        return ntsc if abs(float(ntsc) - self.fps) < _NTSC_ROUNDING else Fraction(str(self.fps))
 
     @property
     def guided(self) -> bool:

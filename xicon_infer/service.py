@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -43,9 +42,6 @@ from xicon_infer.types import (
     Track,
     UInt8Array,
 )
-
-NTSC_ROUNDING = 0.0009
-"""Frames per second by which a rounded NTSC rate may be off; whole rates are further away."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,7 @@ def read_inputs(job: Job, progress: Progress) -> Inputs:
     """
     image = load_image(job.image, field="image")
     driving = probe(job.video, field="video") if job.video else None
-    rate = None if job.fps == "source" else frame_rate(job.fps)
-    rate = rate or (driving.fps if driving else None)
+    rate = job.frame_rate or (driving.fps if driving else None)
     selection = Selection(rate, job.max_frames, job.skip_frames, job.select_every_nth)
     with_audio = job.audio == "source"
     if job.pose_video is not None:
@@ -119,12 +114,6 @@ def read_inputs(job: Job, progress: Progress) -> Inputs:
     if driving is not None and job.video is not None and with_audio:
         audio = read_sound(job.video, selection=selection, warn=progress.warn, field="video")
     return Inputs(image, pose, audio)
-
-
-def frame_rate(fps: float) -> Fraction:
-    """Returns the exact rate a number stands for: 23.976, 29.97 and 59.94 mean n * 1000 / 1001."""
-    ntsc = Fraction(round(fps * 1001 / 1000) * 1000, 1001)
-    return ntsc if abs(float(ntsc) - fps) < NTSC_ROUNDING else Fraction(str(fps))
 
 
 def load_options(job: Job, device: torch.device, dtype: torch.dtype) -> LoadOptions:

@@ -30,8 +30,8 @@ _OTHER_RATE = 48000
 """Sound at a rate that AAC does not have is resampled to this."""
 _BT709 = 1
 """Primaries and transfer of HD television in the numbering of ITU-T H.273."""
-_AAC_BLOCK = 1024
-"""Samples in one AAC packet."""
+_BLOCK = 1024
+"""Samples given to the encoder at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def encode_video(
             container.mux(video.encode(_to_yuv(picture, count, rate)))
             count += 1
             if track:
-                until = int(count * track.rate / rate) // _AAC_BLOCK * _AAC_BLOCK
-                sample = _encode_sound(container, track, sample, until)
+                sample = _encode_sound(container, track, sample, int(count * track.rate / rate))
         container.mux(video.encode(None))
         if track:
             _encode_sound(container, track, sample, round(count * track.rate / rate))
@@ -156,8 +155,8 @@ def _resampled(samples: Float32Array, rate: int) -> Float32Array:
 def _encode_sound(container: OutputContainer, track: _Track, first: int, until: int) -> int:
     """Encodes the samples from `first` on, silence after their end; returns where it stopped."""
     layout = track.stream.layout.name
-    for start in range(first, until, _AAC_BLOCK):
-        stop = min(start + _AAC_BLOCK, until)
+    for start in range(first, until, _BLOCK):
+        stop = min(start + _BLOCK, until)
         block = np.zeros((len(track.samples), stop - start), np.float32)
         part = track.samples[:, start:stop]
         block[:, : part.shape[1]] = part

@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         """Returns the moments of the next frames of a video; one frame in the first call."""
-        x = self.conv1(self.conv1.window(x, state))
+        x = self.conv1(self.conv1.window(x, state), state)
         for block in self.downsamples:
             x = block(x, state)
         return _run_head(self.head, _run_middle(self.middle, x, state), state)
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         """Returns the pixels of the next latent frames; one latent frame in the first call."""
-        x = _run_middle(self.middle, self.conv1(self.conv1.window(x, state)), state)
+        x = _run_middle(self.middle, self.conv1(self.conv1.window(x, state), state), state)
         for block in self.upsamples:
             x = block(x, state)
         return _run_head(self.head, x, state)
@@ -365,4 +365,4 @@ def _run_middle(middle: nn.Sequential, x: Tensor, state: State) -> Tensor:
 
 def _run_head(head: nn.Sequential, x: Tensor, state: State) -> Tensor:
     conv = layer(head, 2, CausalConv3d)
-    return conv(conv.window(x, state, layer(head, 0, ChannelNorm)))
+    return conv(conv.window(x, state, layer(head, 0, ChannelNorm)), state)

@@ -115,7 +115,7 @@ class CausalConv3d(nn.Conv3d):
     ) -> None:
         super().__init__(channels, out_channels, kernel, stride=(stride, 1, 1))
         self.keep = kernel[0] - stride
-        self.space_padding = (0, kernel[1] // 2, kernel[2] // 2)
+        self.border = (kernel[1] // 2, kernel[2] // 2)
 
     def window(self, x: Tensor, state: State, norm: ChannelNorm | None = None) -> Tensor:
         """Returns [remembered frames | x], and remembers its last frames in their place.
@@ -127,16 +127,22 @@ class CausalConv3d(nn.Conv3d):
             norm: if given, x becomes silu(norm(x)) on the way.
 
         Returns:
-            [B, keep + T, H, W, C], or [B, 1, H, W, C] for a single first frame.
+            [B, keep + T, H, W, C], or [B, 1, H, W, C] for a single first frame. The reference's
+            order has a border of zeros in it, which the fast one leaves to the convolution.
         """
-        batch, frames, *rest = x.shape
-        window = state.blank(x, (batch, self.keep + frames, *rest))
+        batch, frames, height, width, channels = x.shape
+        down, across = (0, 0) if state.fast else self.border
+        size = (batch, self.keep + frames, height + 2 * down, width + 2 * across, channels)
+        window = state.blank(x, size)
+        if down or across:
+            window.zero_()
+        inner = window[:, :, down : down + height, across : across + width]
         kept = state.kept.get(self)
         if kept is None:
-            window[:, : self.keep] = 0
+            inner[:, : self.keep] = 0
         else:
-            window[:, : self.keep] = kept
-        new = window[:, self.keep :]
+            inner[:, : self.keep] = kept
+        new = inner[:, self.keep :]
         if norm is None:
             new.copy_(x)
         elif state.fast:
@@ -145,17 +151,18 @@ class CausalConv3d(nn.Conv3d):
             # torch rounds the exponential of short rows and of long ones differently.
             new.copy_(F.silu(norm(x, state), inplace=True))
         if kept is None:
-            state.kept[self] = window[:, -self.keep :].clone()
+            state.kept[self] = inner[:, -self.keep :].clone()
             return new if state.fast and frames == 1 else window
-        kept.copy_(window[:, -self.keep :])
+        kept.copy_(inner[:, -self.keep :])
         return window
 
-    def forward(self, window: Tensor) -> Tensor:
+    def forward(self, window: Tensor, state: State) -> Tensor:
         """Returns [B, T / stride, H, W, C_out] for a `window`."""
         # A window shorter than the kernel lacks its oldest frames, which are zeros: the taps that
         # would meet them are dropped. This saves two thirds of the work of every first frame.
         weight = self.weight[:, :, -window.shape[1] :]
-        out = F.conv3d(_channels_second(window), weight, self.bias, self.stride, self.space_padding)
+        padding = (0, *self.border) if state.fast else 0
+        out = F.conv3d(_channels_second(window), weight, self.bias, self.stride, padding)
         return _channels_last(out)
 
 
@@ -185,12 +192,11 @@ class ResidualBlock(nn.Module):
         """Returns [B, T, H, W, C_out] for x [B, T, H, W, C]."""
         conv1 = layer(self.residual, 2, CausalConv3d)
         conv2 = layer(self.residual, 6, CausalConv3d)
-        y = conv1(conv1.window(x, state, layer(self.residual, 0, ChannelNorm)))
+        y = conv1(conv1.window(x, state, layer(self.residual, 0, ChannelNorm)), state)
         window = conv2.window(y, state, layer(self.residual, 3, ChannelNorm))
         del y  # as large as the output: free it before the output is made
-        return conv2(window).add_(
-            x if self.shortcut is None else pointwise(x, self.shortcut, state)
-        )
+        y = conv2(window, state)
+        return y.add_(x if self.shortcut is None else pointwise(x, self.shortcut, state))
 
 
 class AttentionBlock(nn.Module):
@@ -252,7 +258,7 @@ class Downsample(nn.Module):
         if self.time_conv not in state.kept:
             state.kept[self.time_conv] = y[:, -1:].clone()
             return y
-        return self.time_conv(self.time_conv.window(y, state))
+        return self.time_conv(self.time_conv.window(y, state), state)
 
 
 class Upsample(nn.Module):
@@ -290,7 +296,7 @@ class Upsample(nn.Module):
         if conv not in state.kept:
             state.kept[conv] = x.new_zeros(batch, conv.keep, *size, channels)
             return x
-        pairs = conv(conv.window(x, state))
+        pairs = conv(conv.window(x, state), state)
         doubled = state.blank(x, (batch, 2 * frames, *size, channels))
         # The two halves of the channels are the two frames, earlier one first.
         doubled[:, ::2] = pairs[..., :channels]
