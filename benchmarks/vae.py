@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xicon_infer.models.vae import WanVAE
+from xicon_infer.models.vae_layers import Upsample, fold_doubling, layer
 
 ROOT = Path(__file__).resolve().parents[1]
 # FLOP per pixel of the first frame and of each later one, as the reference computes them
@@ -52,6 +54,7 @@ def main() -> None:
     report: dict[str, Any] = describe(args)
     for task in ("decode", "encode"):
         report[task] = measure(task, candidates(task, (theirs, fast, plain), args), args)
+    report["doubling"] = measure_doubling(fast, args)
     name = f"vae_{args.device}_{args.width}x{args.height}x{args.frames}_{args.dtype}.json"
     path = args.out / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,6 +169,39 @@ def measure(task: str, found: list[Candidate], args: argparse.Namespace) -> dict
             "tflop_per_s": round(flop / median / 1e12, 4),
         }
     return results
+
+
+def measure_doubling(vae: WanVAE, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns median seconds of each doubling of a picture, folded and step by step.
+
+    The one choice of the fast order that another kernel could turn around: a transposed
+    convolution in place of repeated pixels and a convolution.
+    """
+    found = {}
+    layers = [block for block in vae.decoder.upsamples if isinstance(block, Upsample)]
+    for level, block in enumerate(layers):
+        conv = layer(block.resample, 1, torch.nn.Conv2d)
+        # Frames that one latent frame makes at this level, after the doubling in time.
+        frames = min(4, 2 ** (level + 1))
+        size = (args.height >> 3 - level, args.width >> 3 - level)
+        x = torch.randn(frames, conv.in_channels, *size).to(conv.weight)
+        x = x.to(memory_format=torch.channels_last)
+        ways = (
+            Candidate("folded", lambda x=x, conv=conv: doubled(x, conv, True)),
+            Candidate("step by step", lambda x=x, conv=conv: doubled(x, conv, False)),
+        )
+        seconds = [[timed(way, args.device)[0] for way in ways] for _ in range(args.rounds + 1)]
+        for way, values in zip(ways, zip(*seconds[1:], strict=True), strict=True):
+            found[f"{list(x.shape)} {way.name}"] = round(statistics.median(values), 6)
+    return found
+
+
+def doubled(x: Tensor, conv: torch.nn.Conv2d, fold: bool) -> Tensor:
+    """Returns conv(x repeated 2 x 2), [N, C/2, 2H, 2W], in either way."""
+    if fold:
+        return F.conv_transpose2d(x, fold_doubling(conv.weight), conv.bias, 2, 1)
+    out: Tensor = conv(F.interpolate(x, scale_factor=2, mode="nearest-exact"))
+    return out
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -69,16 +70,7 @@ def replay_scail(golden: Golden) -> list[Check] | None:
     noise, t = tensors["in.noise"][None], tensors["in.t"]
     with torch.no_grad():
         inputs = _ScailInputs(model, tensors)
-        outputs = {
-            "official": inputs.run(noise, t),
-            "official_neg_text": inputs.run(noise, t, text="in.text_neg"),
-            "wrapper": inputs.run(noise, t, positions=WRAPPER),
-            "wrapper_uncond": inputs.run(
-                noise, t, text="in.text_neg", reference_strength=0.0, positions=WRAPPER
-            ),
-            "wrapper_pose_off": inputs.run(noise, t, pose_strength=None),
-            "wrapper_pose_strength_0p5": inputs.run(noise, t, pose_strength=0.5, positions=WRAPPER),
-        }
+        outputs = {name: inputs.run(noise, t, **_variant(name)) for name in golden.under("out.")}
         middle = _scail_middle(model, inputs, tensors)
     checks = [
         Check(f"{stem}:{name}", rel_l2(outputs[name][0], expected), SCAIL_TOLERANCE)
@@ -96,7 +88,9 @@ def replay_scail_sampling(golden: Golden) -> list[Check] | None:
     if "sampler" not in config or "in.pose" not in golden.keys:
         return None
     model, tensors = _scail(golden.sibling(config["weights"])), golden.tensors
-    name = "euler/official" if config["sampler"] == "euler" else config["sampler"]
+    # A file with tags was made by the wrapper, one without by the authors' sampler.
+    official = f"{config['sampler']}/official"
+    name = official if _tags(golden) == [""] else config["sampler"]
     schedule = make_schedule(name, config["steps"], float(config["shift"]))
     checks = [
         Check(
@@ -164,6 +158,23 @@ def replay_keys(golden: Golden) -> list[Check] | None:
     return [
         Check(f"{golden.path.stem}:{len(expected)} names and shapes", exact(built, expected), 0)
     ]
+
+
+def _variant(name: str) -> dict[str, Any]:
+    """Returns the arguments behind the name of an output, as `wrapper_pose_strength_0p5`."""
+    options: dict[str, Any] = {}
+    if name.startswith("wrapper"):
+        options["positions"] = WRAPPER
+    if "neg_text" in name or "uncond" in name:
+        options["text"] = "in.text_neg"
+    if "uncond" in name:
+        options["reference_strength"] = 0.0
+    if "pose_off" in name:
+        options["pose_strength"] = None
+    for part in ("pose", "reference"):
+        if found := re.search(rf"{part}_strength_(\d+)p(\d+)", name):
+            options[f"{part}_strength"] = float(f"{found[1]}.{found[2]}")
+    return options
 
 
 class _ScailInputs:
@@ -255,7 +266,15 @@ def _sample(
         strength, rule = (1.0 if active else None), _rule(tag)
         velocity = inputs.run(latents, timestep, pose_strength=strength, positions=rule)
         if config["cfg"] != 1:
-            negative = inputs.run(latents, timestep, text="in.text_neg", pose_strength=strength)
+            negative = inputs.run(
+                latents,
+                timestep,
+                text="in.text_neg",
+                pose_strength=strength,
+                positions=rule,
+                # The wrapper empties the reference of its unconditional branch.
+                reference_strength=0.0 if tag else 1.0,
+            )
             velocity = classifier_free(velocity, negative, config["cfg"])
         velocities.append(velocity[0].clone())
         return velocity

@@ -156,7 +156,7 @@ class WanVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
-            elif isinstance(module, nn.Conv3d):
+            elif isinstance(module, (CausalConv3d, nn.Conv3d)):
                 module.to(memory_format=torch.channels_last_3d)
         return self
 

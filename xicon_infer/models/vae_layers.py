@@ -97,7 +97,7 @@ def pointwise(x: Tensor, conv: nn.Conv2d | nn.Conv3d, state: State) -> Tensor:
     return _channels_last(conv(_channels_second(x)))
 
 
-class CausalConv3d(nn.Conv3d):
+class CausalConv3d(nn.Module):
     """A convolution that sees the present and past frames only.
 
     Two steps, so that a norm can write straight into the input and its source can be freed first:
@@ -113,7 +113,10 @@ class CausalConv3d(nn.Conv3d):
     def __init__(
         self, channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1
     ) -> None:
-        super().__init__(channels, out_channels, kernel, stride=(stride, 1, 1))
+        super().__init__()
+        conv = nn.Conv3d(channels, out_channels, kernel)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride = (stride, 1, 1)
         self.keep = kernel[0] - stride
         self.border = (kernel[1] // 2, kernel[2] // 2)
 

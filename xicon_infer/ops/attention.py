@@ -186,6 +186,8 @@ def _try(name: Backend, device: torch.device, dtype: torch.dtype, head_dim: int)
             _extra(name)
         except ImportError as error:
             return f"package {_EXTRA_MODULE[name].split('.')[0]!r} cannot be imported ({error})"
+    elif name in ("cudnn", "efficient") and device.type != "cuda":
+        return "needs a CUDA device"
     q = torch.ones(1, 16, 2, head_dim, device=device, dtype=dtype)
     try:
         with kernel_context(name):
