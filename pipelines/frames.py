@@ -11,23 +11,43 @@ from torch import Tensor
 from xicon_infer.models.vae import WanVAE
 from xicon_infer.models.vae_tiling import TileOptions, iter_tiled_decode
 from xicon_infer.ops.pixels import frames_to_model, model_to_frames
-from xicon_infer.types import SPATIAL_STRIDE, Progress, UInt8Array, pixel_frames
+from xicon_infer.types import (
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    Progress,
+    UInt8Array,
+    pixel_frames,
+)
 
-ENCODE_CHUNK = 4
-"""Pixel frames handed to the encoder at once: one latent frame."""
+PIECE_PIXELS = 2**19
+"""Pixels of one frame times latent frames handled at once: more is faster and takes more memory.
+Above half of it, frames are handled one latent frame at a time."""
+
+MAX_PIECE = 4
+"""Most latent frames handled at once."""
 
 
 def encode_frames(vae: WanVAE, frames: UInt8Array, progress: Progress) -> Tensor:
     """Returns normalised latents float32 [1, 16, T, H / 8, W / 8] of frames uint8 [F, H, W, 3]."""
     weight = vae.conv2.weight
+    piece = piece_length(frames.shape[1], frames.shape[2])
+    size = piece * TEMPORAL_STRIDE
 
     def chunks() -> Iterator[Tensor]:
-        for start in range(0, len(frames), ENCODE_CHUNK):
-            part = frames[start : start + ENCODE_CHUNK]
+        for start in range(0, len(frames), size):
+            part = frames[start : start + size]
             yield frames_to_model(part, device=weight.device, dtype=weight.dtype)
-            progress.step(min(start + ENCODE_CHUNK, len(frames)), len(frames), "frame")
+            progress.step(min(start + size, len(frames)), len(frames), "frame")
 
-    return vae.normalize(vae.encode_chunks(chunks())).float()
+    return vae.normalize(vae.encode_chunks(chunks(), chunk=piece)).float()
+
+
+def piece_length(height: int, width: int) -> int:
+    """Returns how many latent frames of pictures of that size the VAE handles at once.
+
+    Small pictures do not fill the machine one latent frame at a time. The result is the same.
+    """
+    return max(1, min(MAX_PIECE, PIECE_PIXELS // (height * width)))
 
 
 def decode_frames(
@@ -62,9 +82,13 @@ def _decode(
     vae: WanVAE, latents: Tensor, tiles: TileOptions | None, progress: Progress
 ) -> UInt8Array:
     raw = vae.denormalize(latents)
-    pieces = vae.iter_decode(raw) if tiles is None else iter_tiled_decode(vae, raw, tiles)
     total = pixel_frames(latents.shape[2])
     height, width = (side * SPATIAL_STRIDE for side in latents.shape[3:])
+    chunk = piece_length(height, width)
+    if tiles is None:
+        pieces = vae.iter_decode(raw, chunk=chunk)
+    else:
+        pieces = iter_tiled_decode(vae, raw, tiles, chunk=chunk)
     frames = np.empty((total, height, width, 3), np.uint8)
     done = 0
     for piece in pieces:

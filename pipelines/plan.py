@@ -37,7 +37,7 @@ BATCHED_TOKENS = 8192
 TINY_DIT = DitShape(
     128, 256, 2, 1, 20, image_tokens=17, pose_channels=20, text_dim=64, image_dim=64
 )
-TINY_VAE = VaeShape(base=8)
+TINY_VAE = VaeShape(base=16)
 
 _LORA_RANK = 64
 

@@ -28,7 +28,8 @@ from xicon_infer.models.wan import WanConfig
 TINY_SCAIL = WanConfig(
     dim=128, ffn_dim=256, num_heads=1, num_layers=2, in_dim=20, text_dim=64, image_dim=64
 )
-TINY_VAE = VAEConfig(dim=8)
+# Narrower layers fall off the fast convolutions of the CPU and take longer.
+TINY_VAE = VAEConfig(dim=16)
 TINY_VISION = VisionConfig(
     width=64, d_ff=128, num_layers=2, num_heads=4, image_size=56, patch_size=14
 )

@@ -17,7 +17,6 @@ from tests.media.samples import make_video, ramp, save_picture, tone
 from tests.media.test_image import save_raw_png
 from xicon_infer.errors import MediaError
 from xicon_infer.media.image import load_image
-from xicon_infer.media.npz import read_npz, write_npz
 from xicon_infer.media.source import MediaLimits
 from xicon_infer.media.video import probe, read_clip
 from xicon_infer.media.write import write_video
@@ -32,7 +31,7 @@ CODES = {
 PICTURES = ("a.jpg", "a.png", "a.webp", "a.bmp", "a.gif")
 VIDEOS = ("own.mp4", "sound.mp4", "a.mkv", "a.webm", "a.avi", "a.mov", "video.gif")
 DAMAGES = ("cut", "flip", "noise", "blank", "insert", "head")
-READERS = (load_image, probe, read_clip, read_npz)
+READERS = (load_image, probe, read_clip)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +49,11 @@ def originals(tmp_path_factory):
     make_video(folder / "a.avi", frames, codec="mpeg4")
     make_video(folder / "a.mov", frames, codec="prores_ks", pix_fmt="yuv422p10le")
     make_video(folder / "video.gif", frames, codec="gif", pix_fmt="rgb8")
-    write_npz(folder / "a.npz", {"keypoints": picture.astype(np.float32)})
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def reader_of(name):
-    return load_image if name in PICTURES else read_npz if name == "a.npz" else read_clip
+    return load_image if name in PICTURES else read_clip
 
 
 def damage(content: bytes, how: str, seed: str) -> bytes:
@@ -101,7 +99,7 @@ def read_or_refuse(reader, path):
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", [*PICTURES, *VIDEOS, "a.npz"])
+@pytest.mark.parametrize("name", [*PICTURES, *VIDEOS])
 @pytest.mark.parametrize("seed", range(4))
 def test_damaged_files(tmp_path, originals, name, how, seed):
     path = tmp_path / name
@@ -114,7 +112,7 @@ def test_damaged_files(tmp_path, originals, name, how, seed):
         assert result.fps > 0
 
 
-@pytest.mark.parametrize("name", [*PICTURES, *VIDEOS, "a.npz"])
+@pytest.mark.parametrize("name", [*PICTURES, *VIDEOS])
 def test_cut_at_many_places(tmp_path, originals, name):
     content = originals[name]
     path = tmp_path / name

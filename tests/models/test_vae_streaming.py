@@ -118,3 +118,5 @@ def test_the_look_back_is_as_long_as_stated_and_no_longer():
 def test_pieces_of_different_sizes_are_refused():
     with pytest.raises(InvalidRequest, match="H and W multiples of 8"):
         tiny_vae().encode_chunks([VIDEO[:, :, :1], VIDEO[:, :, 1:5, :, :4]])
+    with pytest.raises(InvalidRequest, match=r"as in the pieces before, \(1, 16, 8\)"):
+        tiny_vae().encode_chunks([VIDEO[:, :, :1], VIDEO[:, :, 1:5, :8]])

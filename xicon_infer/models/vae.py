@@ -21,6 +21,7 @@ from xicon_infer.models.vae_config import (
     LATENT_MEANS,
     LATENT_STDS,
     VAEConfig,
+    check_latents,
     count_levels,
     frame_groups,
     latent_groups,
@@ -132,8 +133,8 @@ class WanVAE(nn.Module):
         self.config = config or VAEConfig()
         z_dim = self.config.z_dim
         known = z_dim == len(LATENT_MEANS)
-        self.means = tuple(means or (LATENT_MEANS if known else (0.0,) * z_dim))
-        self.stds = tuple(stds or (LATENT_STDS if known else (1.0,) * z_dim))
+        self.means = (LATENT_MEANS if known else (0.0,) * z_dim) if means is None else tuple(means)
+        self.stds = (LATENT_STDS if known else (1.0,) * z_dim) if stds is None else tuple(stds)
         for name, values in (("means", self.means), ("stds", self.stds)):
             if len(values) != z_dim:
                 refuse(name, values, f"{z_dim} numbers, one per latent channel")
@@ -242,7 +243,8 @@ class WanVAE(nn.Module):
     def iter_decode(self, latents: Tensor, *, chunk: int = 1) -> Iterator[Tensor]:
         """Yields the video piece by piece, as `decode` would return it.
 
-        Memory does not grow with the number of frames. Each piece is a channels-last view.
+        Memory does not grow with the number of frames, a copy of the latents apart. Pieces may be
+        views whose last axis in memory is the channels.
 
         Args:
             latents: [B, z, T, h, w].
@@ -252,23 +254,33 @@ class WanVAE(nn.Module):
         Raises:
             InvalidRequest: at once, when the shape or chunk does not fit.
         """
-        steps = latent_groups(latents, self.config, chunk)
+        check_latents(latents, self.config, chunk)
         state = self.begin()
-        return (self.decode_step(part, state) for part in steps)
+        parts = latent_groups(self.embed(latents), chunk)
+        return (self.decode_step(part, state) for part in parts)
 
     @torch.no_grad()
-    def decode_step(self, latents: Tensor, state: State) -> Tensor:
+    def embed(self, latents: Tensor) -> Tensor:
+        """Returns raw latents as `decode_step` takes them, [B, z, T, h, w].
+
+        Done for the whole video at once: a kernel for fewer cells may round otherwise, and a
+        rounding here is the one that the decoder amplifies most.
+        """
+        x = pointwise(self._place(latents).movedim(1, -1), self.conv2, self.begin())
+        return x.movedim(-1, 1)
+
+    @torch.no_grad()
+    def decode_step(self, embedded: Tensor, state: State) -> Tensor:
         """Returns the pixels of the next latent frames of one video.
 
         Args:
-            latents: [B, z, n, h, w], raw; n is 1 in the first call.
+            embedded: [B, z, n, h, w], from `embed`; n is 1 in the first call.
             state: of this video; from `begin`.
 
         Returns:
             [B, 3, 1 or 4n, 8h, 8w].
         """
-        x = pointwise(self._place(latents).movedim(1, -1), self.conv2, state)
-        frames: Tensor = self.decoder(x, state)
+        frames: Tensor = self.decoder(embedded.movedim(1, -1), state)
         return frames.movedim(-1, 1)
 
     def _place(self, x: Tensor) -> Tensor:

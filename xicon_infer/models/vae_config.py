@@ -101,8 +101,12 @@ def frame_groups(chunks: Iterable[Tensor], config: VAEConfig, chunk: int) -> Ite
         refuse("chunk", chunk, "1 or more")
     pending: list[Tensor] = []
     missing, first = 1, True
+    size: tuple[int, ...] = ()
     for frames in chunks:
         _check_video(frames, config.spatial_stride)
+        size = size or (frames.shape[0], *frames.shape[3:])
+        if (frames.shape[0], *frames.shape[3:]) != size:
+            refuse("video", tuple(frames.shape), f"B, H and W as in the pieces before, {size}")
         while frames.shape[2]:
             part, frames = frames[:, :, :missing], frames[:, :, missing:]
             pending.append(part)
@@ -117,13 +121,13 @@ def frame_groups(chunks: Iterable[Tensor], config: VAEConfig, chunk: int) -> Ite
         yield torch.cat(pending, dim=2)[:, :, :usable]
 
 
-def latent_groups(latents: Tensor, config: VAEConfig, chunk: int) -> list[Tensor]:
-    """Returns latents cut for the decoder: one frame, then `chunk` at a time.
+def check_latents(latents: Tensor, config: VAEConfig, chunk: int) -> None:
+    """Refuses latents that the decoder cannot take.
 
     Args:
         latents: [B, z, T, h, w].
         config: of the VAE.
-        chunk: latent frames per group after the first, 1 or more.
+        chunk: latent frames at a time, 1 or more.
 
     Raises:
         InvalidRequest: when the shape or chunk does not fit.
@@ -132,6 +136,10 @@ def latent_groups(latents: Tensor, config: VAEConfig, chunk: int) -> list[Tensor
         refuse("chunk", chunk, "1 or more")
     if latents.ndim != 5 or latents.shape[1] != config.z_dim or not latents.numel():
         refuse("latents", tuple(latents.shape), f"[B, {config.z_dim}, T, h, w], none of them 0")
+
+
+def latent_groups(latents: Tensor, chunk: int) -> list[Tensor]:
+    """Returns latents [B, z, T, h, w] cut for the decoder: one frame, then `chunk` at a time."""
     rest = latents[:, :, 1:]
     return [latents[:, :, :1], *(torch.split(rest, chunk, dim=2) if rest.shape[2] else ())]
 

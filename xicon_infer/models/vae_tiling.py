@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from xicon_infer.models.vae import WanVAE, join_frames
-from xicon_infer.models.vae_config import frame_groups, latent_groups, refuse
+from xicon_infer.models.vae_config import check_latents, frame_groups, latent_groups, refuse
 from xicon_infer.models.vae_layers import State
 from xicon_infer.types import SPATIAL_STRIDE
 
@@ -115,9 +115,10 @@ def iter_tiled_decode(
     Source: rookiestar28/ComfyUI-WanVideoWrapper: wanvideo/wan_video_vae.py, tiled_decode. Differs:
     summed in float32, not in the dtype of the VAE.
     """
-    steps = latent_groups(latents, vae.config, chunk)
+    check_latents(latents, vae.config, chunk)
     plan = _plan(vae, latents.shape[3:], tiles, (1, vae.config.spatial_stride))
-    return (_blend(vae.decode_step, part, plan).clamp_(-1, 1) for part in steps)
+    parts = latent_groups(vae.embed(latents), chunk)
+    return (_blend(vae.decode_step, part, plan).clamp_(-1, 1) for part in parts)
 
 
 def tiled_encode(vae: WanVAE, video: Tensor, tiles: TileOptions, *, chunk: int = 1) -> Tensor:
