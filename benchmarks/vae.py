@@ -12,6 +12,8 @@ Writes one JSON file.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
 import shlex
@@ -226,6 +228,9 @@ def reset_peak(device: str) -> int:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return int(torch.cuda.memory_allocated())
+    # Memory that an earlier call freed would hide what this one takes: give it back first.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     # 5 resets the high-water mark of the resident set (proc(5)).
     Path("/proc/self/clear_refs").write_text("5")
     return resident_bytes("VmRSS")

@@ -62,14 +62,14 @@ def fast_checks(vae: WanVAE, golden: Golden) -> list[Check]:
     any two machines, may differ by more than the tolerance without either being wrong.
     """
     vae.double()
-    vae.fast = False
-    wanted = {what: run() for what, run in _vae_runs(vae, golden, torch.float64).items()}
-    vae.fast = True
-    runs = _vae_runs(vae, golden, torch.float64, chunk=2)
-    vae.fast, errors = None, {what: rel_max(run(), wanted[what]) for what, run in runs.items()}
+    results = []
+    for vae.fast, chunk in ((False, 1), (True, 2)):
+        runs = _vae_runs(vae, golden, torch.float64, chunk)
+        results.append({what: run() for what, run in runs.items()})
+    vae.fast = None
     return [
-        Check(f"{golden.path.stem}:fast_is_reference:{what}", error, 1e-9)
-        for what, error in errors.items()
+        Check(f"{golden.path.stem}:fast_is_reference:{what}", rel_max(fast, wanted), 1e-9)
+        for (what, wanted), fast in zip(results[0].items(), results[1].values(), strict=True)
     ]
 
 
