@@ -24,7 +24,7 @@ Encode = Callable[[Tensor], Tensor]
 """Video [1, 3, F, H, W] in [-1, 1] -> normalised latents [1, 16, T, h, w]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class I2VImages:
     """The pictures a video starts and ends with.
 

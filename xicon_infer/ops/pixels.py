@@ -22,7 +22,6 @@ NORMALIZATIONS: tuple[Normalization, ...] = ("default", "minmax", "none")
 
 def frames_to_model(
     frames: UInt8Array | Tensor,
-    *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -57,7 +56,6 @@ def frames_to_model(
 
 def model_to_frames(
     video: Tensor,
-    *,
     normalization: Normalization = "default",
     value_range: tuple[float, float] | None = None,
 ) -> UInt8Array:
