@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= outputs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check parity clean
+.PHONY: help demo test lint types check parity docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -38,6 +38,9 @@ check: lint types test  ## everything a commit must pass
 
 parity: $(VENV)/.installed  ## replay the golden files that travel with the tests
 	$(BIN)/python -m tests.parity tests/golden
+
+docs: $(VENV)/.installed  ## write docs/reference-cli.md from the table of options
+	$(BIN)/python docs/reference_cli.py
 
 clean:  ## remove the virtual environment and outputs
 	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,8 +34,7 @@ from xicon_infer.models.vae import WanVAE
 from xicon_infer.models.vae_layers import Upsample, fold_doubling, layer
 
 ROOT = Path(__file__).resolve().parents[1]
-# FLOP per pixel of the first frame and of each later one, as the reference computes them
-# (shared/spec/performance.md 1.4).
+# FLOP per pixel of the first frame and of each later one, as the reference computes them.
 CLOSED_FORM = {"decode": (10.8e6, 8.47e6), "encode": (6.8e6, 5.03e6)}
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/reference-cli.md from the table of options: `python docs/reference_cli.py`.
+"""Writes docs/reference-cli.md from the table of options: `make docs`.
 
 A test compares the file with `reference()`, so that the page cannot fall behind the code.
 """

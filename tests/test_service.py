@@ -203,7 +203,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, track):
 
 def test_out_of_memory_says_what_to_do(tmp_path, track):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-    with pytest.raises(OutOfMemory, match=r"128x128: CUDA out of memory.*--tile") as caught:
+    with pytest.raises(OutOfMemory, match=r"128x128: CUDA out of memory.*--max-frames") as caught:
         run_job(job(tmp_path, track=track), StopAt("sample", error))
     assert caught.value.exit_code == 6
 

@@ -75,7 +75,7 @@ GROUPS: Mapping[str, str] = MappingProxyType(
         "sampling": "How the noise becomes a video.",
         "pose": "How strongly pose and reference act, and when.",
         "window": "Long videos are sampled in overlapping windows.",
-        "tiling": "Decoding in tiles needs less memory and more time.",
+        "tiling": "Decoding in tiles, as the ComfyUI graph does: slower, blended at the seams.",
         "machine": "Device, precision and kernels; the picture changes by rounding only.",
     }
 )

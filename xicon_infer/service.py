@@ -82,7 +82,7 @@ def run_job(job: Job, progress: Progress) -> Result:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(
             f"{device} has not enough memory for {job.width}x{job.height}: {error}. Use fewer "
-            "frames (--max-frames), a smaller size, --tile, or --preset fp8"
+            "frames (--max-frames), a smaller size, or --preset fp8"
         ) from error
 
 

@@ -107,7 +107,7 @@ def work(what, fast, frames=FRAMES):
     return counter.get_total_flops()
 
 
-# The closed forms of shared/spec/performance.md 1.4: per pixel of the first frame, of the others.
+# FLOP per pixel of the first frame, and of each of the others; fitted to counts at real sizes.
 @pytest.mark.parametrize(
     ("what", "first", "later"), [("decode", 10.8e6, 8.47e6), ("encode", 6.8e6, 5.03e6)]
 )

@@ -11,7 +11,7 @@ import torch
 from tests.models.vae_cases import noise, tiny_vae
 from xicon_infer.models.vae import VAEConfig, WanVAE
 
-# Inside a block: original name -> diffusers' name (shared/spec/wan_core.md 2.3).
+# Inside a block: original name -> diffusers' name.
 BLOCK = {
     "residual.0.": "norm1.",
     "residual.2.": "conv1.",
