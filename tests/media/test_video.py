@@ -16,7 +16,8 @@ from xicon_infer.media.image import Sizing, resize_frames
 from xicon_infer.media.selection import Selection, select_frames
 from xicon_infer.media.source import MediaLimits
 from xicon_infer.media.timing import stated_rate
-from xicon_infer.media.video import probe, read_clip
+from xicon_infer.media.video import iter_frames, probe, read_clip
+from xicon_infer.media.write import write_video
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +310,16 @@ def test_limits_that_just_suffice(plain):
 def test_the_nominal_rate_is_preferred_if_it_is_near(average, nominal, stated):
     stream = SimpleNamespace(average_rate=average, guessed_rate=nominal)
     assert stated_rate(stream) == stated
+
+
+def test_frames_one_by_one_are_the_frames_of_the_clip(tmp_path):
+    path = tmp_path / "a.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (11, 32, 48, 3), np.uint8)
+    write_video(path, frames, fps=Fraction(24))
+    chosen = Selection(Fraction(48), frame_load_cap=9, skip_first_frames=2)
+    size = Sizing(24, 16, "crop")
+    clip = read_clip(path, selection=chosen, size=size)
+    single = list(iter_frames(path, selection=chosen, size=size))
+    np.testing.assert_array_equal(np.stack(single), clip.frames)
+    with pytest.raises(MediaError, match="none is left"):
+        list(iter_frames(path, selection=Selection(skip_first_frames=99)))

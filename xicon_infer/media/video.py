@@ -16,7 +16,6 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from xicon_infer.errors import MediaError
 from xicon_infer.media.audio import read_audio
 from xicon_infer.media.container import (
     Tally,
@@ -30,9 +29,10 @@ from xicon_infer.media.container import (
     turn_of,
     video_stream,
 )
+from xicon_infer.media.findings import nothing_left, tell_damage, tell_oddities
 from xicon_infer.media.image import Sizing, fit_frame, resized_size
 from xicon_infer.media.selection import Selection
-from xicon_infer.media.source import DEFAULT_LIMITS, MediaLimits, display_name
+from xicon_infer.media.source import DEFAULT_LIMITS, MediaLimits
 from xicon_infer.media.timing import Timing, on_timeline, read_timing
 from xicon_infer.types import Audio, Clip, UInt8Array
 
@@ -40,8 +40,6 @@ ALL_FRAMES = Selection()
 
 _FIRST_CAPACITY = 64
 """Frames to allocate where the length of the file is not known; grows by half when full."""
-_HDR_TRANSFERS = (16, 18)
-"""PQ and HLG in the numbering of ITU-T H.273."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,45 @@ def read_clip(
     return Clip(frames, selection.loaded_rate(source.timing.fps), audio)
 
 
+def iter_frames(
+    path: Path | str,
+    *,
+    selection: Selection = ALL_FRAMES,
+    size: Sizing | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    warn: Callable[[str], None] | None = None,
+    field: str = "video",
+) -> Iterator[UInt8Array]:
+    """Yields the chosen frames of a video one by one, upright, at the wanted size.
+
+    For videos too long to keep. Unlike `read_clip` it reads a damaged file only once, and may
+    lose good frames near the damage.
+
+    Args:
+        path: as `read_clip`.
+        selection: as `read_clip`.
+        size: as `read_clip`.
+        limits: what the file may cost.
+        warn: told about everything that was repaired or left out.
+        field: the request field that named the file, for messages.
+
+    Yields:
+        uint8 [H, W, 3]; a repeated frame is the same array.
+    """
+    source = _Opened(Path(path), _timing(path, limits, field), limits, field)
+    tell, tally, count = warn or (lambda message: None), Tally(), 0
+    for frame in _selected(source, selection, size, tally, tell, True):
+        count += 1
+        yield frame
+    if not count:
+        raise (
+            nothing_left(source.path, source.timing, selection, source.field)
+            if tally.decoded
+            else damaged(path, field)
+        )
+    tell_damage(source.timing, tally, source.field, tell)
+
+
 def read_sound(
     path: Path | str,
     *,
@@ -211,10 +248,15 @@ def _read_frames(
         if not tally.lost:
             break
     if not len(kept):
-        damage = damaged(source.path, source.field)
-        raise _nothing_left(source, selection) if tally.decoded else damage
-    _tell_damage(source, tally, tell)
+        raise _no_frame(source, selection, tally)
+    tell_damage(source.timing, tally, source.field, tell)
     return kept
+
+
+def _no_frame(source: _Opened, selection: Selection, tally: Tally) -> MediaError:
+    if tally.decoded:
+        return nothing_left(source.path, source.timing, selection, source.field)
+    return damaged(source.path, source.field)
 
 
 def _collect(
@@ -262,7 +304,7 @@ def _selected(
         for times, frame in zip(counts, frames, strict=False):
             if convert is None:
                 convert = _converter(frame, size, field)
-                _tell_oddities(frame, stream.sample_aspect_ratio, field, tell)
+                tell_oddities(frame, stream.sample_aspect_ratio, field, tell)
             if times and frame is not last:
                 shot, last = convert(frame), frame
             for _ in range(times):
@@ -355,33 +397,3 @@ def _read_sound(source: _Opened, selection: Selection, tell: Callable[[str], Non
     if audio is None:
         tell(f"'{source.field}' has a sound track with nothing to use in it; it was left out")
     return audio
-
-
-def _nothing_left(source: _Opened, selection: Selection) -> MediaError:
-    available = source.timing.duration_s * float(selection.force_rate or source.timing.fps)
-    return MediaError(
-        f"'{source.field}': {display_name(source.path)} has about {available:.0f} frames at the "
-        f"chosen rate and {selection.skip_first_frames} are to be skipped, so none is left; "
-        "skip fewer",
-        field=source.field,
-        code="UNSUPPORTED_MEDIA",
-    )
-
-
-def _tell_damage(source: _Opened, tally: Tally, tell: Callable[[str], None]) -> None:
-    bad = tally.lost + tally.partial
-    if bad:
-        tell(f"'{source.field}' is damaged: {bad} pictures could not be read, or only in part")
-    if tally.ended_early or not source.timing.complete:
-        tell(f"'{source.field}' is cut off; what could be read of it was used")
-
-
-def _tell_oddities(
-    frame: VideoFrame, pixel_aspect: Fraction | None, field: str, tell: Callable[[str], None]
-) -> None:
-    if not turn_of(frame).known:
-        tell(f"'{field}' is marked as turned by an odd angle; it was used as stored")
-    if pixel_aspect and pixel_aspect != 1:
-        tell(f"'{field}' has pixels of shape {pixel_aspect}; they were taken as square")
-    if frame.color_trc in _HDR_TRANSFERS:
-        tell(f"'{field}' is HDR and was read without tone mapping; colours may look pale")
