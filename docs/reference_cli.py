@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xicon_infer import errors
-from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, PIPELINES, PROFILES, Field
+from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, PROFILES, Field
 from xicon_infer.job_flags import SHELL_FLAGS
 
 PAGE = Path(__file__).with_name("reference-cli.md")
@@ -23,8 +23,8 @@ xicon-infer run [options]        the same as: python -m xicon_infer.run [options
 xicon-infer doctor [--json] [--models-dir PATH]
 ```
 
-`doctor` says what this machine can run: versions, GPUs, attention kernels, codecs, weights, free
-disk. It ends with 0 if the tiny preset can run, else with 6.
+`doctor` says what this machine can run: versions, GPUs, attention kernels, codecs, pose packages,
+weights, free disk. It ends with 0 if the tiny preset can run, else with 6.
 
 Standard output holds the result, standard error the progress. Beside `OUT.mp4` the report
 `OUT.json` is written: all settings, the seed, versions, seconds and memory per stage, warnings.
@@ -36,11 +36,19 @@ traceback is shown.
 _RULES = """\
 ## Rules between options
 
-- A reference (`--image`) and one driving motion are needed: `--pose-video` (a rendered pose) or
-  `--track` (a saved motion). `--video` adds the sound and the frame rate of the driving video.
+- `scail` needs a reference (`--image`) and one driving motion: `--video` alone (its person is found
+  and followed), `--track` (a saved motion) or `--pose-video` (a rendered pose). Together with one
+  of the latter, `--video` only adds the sound and the frame rate of the driving video.
+- `pose` needs `--video` or `--track`, not both, and writes the pose video at full size, the track
+  (`OUT.npz`, for `--track`) and the keypoints (`OUT.openpose.json`). `--image` is read only to fit
+  the motion to that reference.
+- `--align` and the other options of "motion" act on a motion that is found; one that is given is
+  drawn as it is. `--align` needs `--image`, `--overlay` a motion that is found, `--tracker` an
+  ultralytics model as `--detector`.
 - The number of frames comes from the pose unless `--num-frames` is given; then a longer pose is
   cut and the last frame of a shorter one is repeated. At most 481, then lowered to 4n+1. Each such
-  change is a warning in the report.
+  change is a warning in the report. `pose` only cuts: it repeats no frame, needs no 4n+1 and has no
+  limit.
 - Width and height are multiples of 32 and have at most 1,048,576 pixels together.
 - An option that the pipeline does not read is refused. One that has no effect in this very job,
   for example `--negative-prompt` at `--cfg 1`, gives a warning.
@@ -84,7 +92,7 @@ def _values(field: Field) -> str:
     if field.choices:
         return ", ".join(f"`{choice}`" for choice in field.choices)
     if field.kind not in ("integer", "number"):
-        return {"path": "path", "text": "text", "switch": "", "loras": "name or path"}[field.kind]
+        return {"path": "path", "text": field.form or "text", "switch": "", "loras": "name or path"}[field.kind]
     words = "".join(f"`{word}` or " for word in field.also)
     step = f", multiple of {field.multiple}" if field.multiple > 1 else ""
     return f"{words}{field.low:.10g} to {_high(field)}{step}"
@@ -101,12 +109,7 @@ def _default(field: Field) -> str:
 
 
 def _meaning(field: Field) -> str:
-    users = (
-        ""
-        if not field.pipelines or set(field.pipelines) == set(PIPELINES)
-        else (f" (only {', '.join(field.pipelines)})")
-    )
-    return field.help.replace("|", "\\|") + users
+    return field.help.replace("|", "\\|") + field.users_text
 
 
 def _shell() -> str:

@@ -3,8 +3,9 @@
 The numbers come from the closed forms of `xicon_infer.formulas`; the media files are opened only
 to learn their size and length. PyTorch is not imported.
 
-Work and memory are predictions. Work leaves out drawing, video files and copies. Memory is what
-the tensors of a stage need, without the CUDA context and the reserve of the allocator.
+Work and memory are predictions. Work leaves out drawing (but where drawing is all there is), video
+files and copies. Memory is what the tensors of a stage need, without the CUDA context and the
+reserve of the allocator. The plan of pipeline pose, and of finding poses, is `plan_pose`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
+from pipelines import plan_pose
+from pipelines.plan_types import FilePlan, Plan, StagePlan, StepPlan, file_plan
 from xicon_infer import formulas, formulas_vae
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.formulas import DitShape
@@ -27,7 +29,17 @@ from xicon_infer.pose.track import load_tracks
 from xicon_infer.sampling.schedule import make_schedule
 from xicon_infer.sampling.windows import ContextOptions, weighted_windows
 from xicon_infer.types import latent_frames
-from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest, locate
+from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest
+
+__all__ = [
+    "FilePlan",
+    "Plan",
+    "StagePlan",
+    "StepPlan",
+    "driving_frames",
+    "make_plan",
+    "plan_steps",
+]
 
 SIZE_MULTIPLE = 32
 
@@ -40,75 +52,6 @@ TINY_DIT = DitShape(
 TINY_VAE = VaeShape(base=16)
 
 _LORA_RANK = 64
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One sampling step.
-
-    windows: latent frames of each window. pose, reference: their tokens are present. tokens: L
-    of the longest forward pass. forwards: forward passes, both guidance branches counted. flops:
-    of all of them.
-    """
-
-    timestep: float
-    windows: tuple[int, ...]
-    pose: bool
-    reference: bool
-    tokens: int
-    forwards: int
-    flops: int
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage: FLOP, bytes of the weights it needs, and bytes of its tensors beside them."""
-
-    name: str
-    flops: int
-    weight_bytes: int
-    work_bytes: int
-
-
-@dataclass(frozen=True)
-class FilePlan:
-    """One model file: where it lies (None if missing) and its bytes (None if unknown)."""
-
-    component: str
-    name: str
-    path: Path | None
-    size_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The whole job.
-
-    driving_frames: frames of the pose after skipping and thinning out. tokens: L of the longest
-    forward pass. forwards: of all steps. peak_memory_bytes: with one component on the device at a
-    time. resident_memory_bytes: with all of them there.
-    """
-
-    pipeline: str
-    preset: str
-    width: int
-    height: int
-    fps: float
-    driving_frames: int
-    num_frames: int
-    output_frames: int
-    latent_frames: int
-    steps: tuple[StepPlan, ...]
-    tokens: int
-    forwards: int
-    stages: tuple[StagePlan, ...]
-    total_flops: int
-    peak_memory_bytes: int
-    resident_memory_bytes: int
-    files: tuple[FilePlan, ...]
-    outputs: dict[str, Path]
-    warnings: tuple[str, ...]
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -135,20 +78,20 @@ def make_plan(job: Job, *, search_dirs: Sequence[Path] = ()) -> Plan:
         MediaError: a media file cannot be read.
         InvalidRequest: the sampler cannot make so many steps.
     """
-    height, width = load_image(job.image).shape[:2]
-    width, height = resized_size(
-        width,
-        height,
-        target_width=job.width,
-        target_height=job.height,
-        fit=job.image_fit,
-        divisible_by=SIZE_MULTIPLE,
-    )
     available, fps = driving_frames(job)
+    if job.pipeline == "pose":
+        if job.image is not None:
+            load_image(job.image)  # refuses a damaged one
+        persons = job.persons if job.track is None else len(load_tracks(job.track))
+        return plan_pose.make_pose_plan(
+            job, available, fps=fps, persons=persons, search_dirs=search_dirs
+        )
+    width, height = _video_size(job)
     num_frames, warnings = resolve_frames(available, job.num_frames)
     sizes = _sizes(job, width, height, num_frames)
     steps = plan_steps(job, sizes.dit, width, height, num_frames)
-    stages = _stages(job, sizes, steps)
+    found = plan_pose.pose_stages(job, available)
+    stages = (*found, *_stages(job, sizes, steps))
     context = _context(job)
     looped = context.looped and context.active(num_frames)
     return Plan(
@@ -172,6 +115,21 @@ def make_plan(job: Job, *, search_dirs: Sequence[Path] = ()) -> Plan:
         outputs=job.outputs(),
         warnings=(*job.warnings, *warnings),
         settings=job.settings(),
+        notes=plan_pose.pose_notes(job),
+    )
+
+
+def _video_size(job: Job) -> tuple[int, int]:
+    """Returns (W, H) of the result, as the fit makes it of the reference."""
+    assert job.image is not None  # `make_job` refuses it
+    height, width = load_image(job.image).shape[:2]
+    return resized_size(
+        width,
+        height,
+        target_width=job.width,
+        target_height=job.height,
+        fit=job.image_fit,
+        divisible_by=SIZE_MULTIPLE,
     )
 
 
@@ -184,8 +142,9 @@ def driving_frames(job: Job) -> tuple[int, Fraction]:
         MediaError: a file cannot be read.
         InvalidRequest: no frame is left.
     """
-    if job.pose_video is not None:
-        info = probe(job.pose_video, field="pose_video")
+    video = job.video if job.finds_poses else job.pose_video
+    if video is not None:
+        info = probe(video, field="video" if job.finds_poses else "pose_video")
         source = info.fps
         # A file that ends early: as many as the readable part has.
         count = round(info.duration_s * source) if info.num_frames is None else info.num_frames
@@ -198,7 +157,7 @@ def driving_frames(job: Job) -> tuple[int, Fraction]:
         float(source),
         count,
         force_rate=float(rate or 0),
-        frame_load_cap=job.max_frames,
+        frame_load_cap=_frame_cap(job),
         skip_first_frames=job.skip_frames,
         select_every_nth=job.select_every_nth,
     )
@@ -210,6 +169,12 @@ def driving_frames(job: Job) -> tuple[int, Fraction]:
             code="OUT_OF_RANGE",
         )
     return found, (rate or source) / job.select_every_nth
+
+
+def _frame_cap(job: Job) -> int:
+    """Returns the most driving frames that are read, 0 for all: no more than are drawn."""
+    drawn = (job.num_frames or 0) if job.finds_poses or job.pipeline == "pose" else 0
+    return min((cap for cap in (job.max_frames, drawn) if cap), default=0)
 
 
 def _wanted_rate(job: Job) -> Fraction | None:
@@ -342,8 +307,12 @@ def _vae_stages(job: Job, sizes: _Sizes, weights: int) -> tuple[StagePlan, Stage
 
 
 def _resident(stages: Sequence[StagePlan]) -> int:
-    """Returns the memory with every component on the device; both VAE stages share one."""
-    weights = sum(stage.weight_bytes for stage in stages if stage.name != "decode video")
+    """Returns the memory with every component on the device; both VAE stages share one.
+
+    The pose networks are let go when the poses are found.
+    """
+    alone = ("decode video", plan_pose.FIND_POSES)
+    weights = sum(stage.weight_bytes for stage in stages if stage.name not in alone)
     return weights + max(stage.work_bytes for stage in stages)
 
 
@@ -351,14 +320,9 @@ def _files(job: Job, search_dirs: Sequence[Path]) -> tuple[FilePlan, ...]:
     found = []
     if job.preset != "tiny":
         entries = files_for(job.pipeline, job.preset)
-        found = [_file(entry, search_dirs) for entry in entries if entry.component != "lora"]
+        found = [file_plan(entry, search_dirs) for entry in entries if entry.component != "lora"]
+    found += plan_pose.pose_files(job, search_dirs)
     return (*found, *(_lora_file(lora.name, search_dirs) for lora in job.loras))
-
-
-def _file(entry: FileEntry, search_dirs: Sequence[Path]) -> FilePlan:
-    path = locate(entry, search_dirs)
-    size = path.stat().st_size if path else entry.size_bytes
-    return FilePlan(entry.component, entry.names[0], path, size)
 
 
 def _lora_file(name: str, search_dirs: Sequence[Path]) -> FilePlan:
@@ -367,4 +331,4 @@ def _lora_file(name: str, search_dirs: Sequence[Path]) -> FilePlan:
         return FilePlan("lora", name, Path(name), Path(name).stat().st_size)
     known = [entry for entry in load_manifest().files if name in entry.names]
     unknown = FileEntry("", "lora", (), "", name, None, None, None, "", "", (name,))
-    return _file(known[0] if known else unknown, search_dirs)
+    return file_plan(known[0] if known else unknown, search_dirs)

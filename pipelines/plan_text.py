@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.plan import FilePlan, Plan, StepPlan
+from pipelines.plan_types import FilePlan, Plan, StepPlan
 
 _GIGA, _MEGA, _TERA = 1e9, 1e6, 1e12
 
@@ -15,26 +15,26 @@ def format_plan(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    settings = plan.settings
-    yield f"pipeline   {plan.pipeline}, preset {plan.preset}, profile {settings['profile']}"
+    profile = plan.settings.get("profile")
+    kind = f", preset {plan.preset}, profile {profile}" if plan.preset else ""
+    yield f"pipeline   {plan.pipeline}{kind}"
     yield f"size       {plan.width}x{plan.height}, {plan.output_frames} frames at {plan.fps:g} fps"
-    yield f"           {plan.driving_frames} driving frames, {plan.latent_frames} latent frames"
-    seed = "random" if settings["seed"] < 0 else settings["seed"]
-    yield (
-        f"sampling   {settings['scheduler']}, {len(plan.steps)} steps, "
-        f"shift {settings['shift']:g}, guidance {settings['guidance_scale']:g}, seed {seed}"
-    )
-    yield (
-        f"work       {plan.forwards} forward passes of at most {plan.tokens:,} tokens, "
-        f"{_flops(plan.total_flops)} in all"
-    )
+    latent = f", {plan.latent_frames} latent frames" if plan.steps else ""
+    yield f"           {plan.driving_frames} driving frames{latent}"
+    if plan.steps:
+        yield _sampling_line(plan)
+        forwards = f"{plan.forwards} forward passes of at most {plan.tokens:,} tokens, "
+    else:
+        forwards = ""
+    yield f"work       {forwards}{_flops(plan.total_flops)} in all"
     yield (
         f"memory     {_bytes(plan.peak_memory_bytes)} with one model on the device at a time, "
         f"{_bytes(plan.resident_memory_bytes)} with all"
     )
-    yield ""
-    yield "step   timestep  windows  latent frames  pose  reference    tokens      work"
-    yield from _step_lines(plan.steps)
+    if plan.steps:
+        yield ""
+        yield "step   timestep  windows  latent frames  pose  reference    tokens      work"
+        yield from _step_lines(plan.steps)
     yield ""
     yield f"{'stage':<28}{'work':>12}{'weights':>12}{'tensors':>12}"
     for stage in plan.stages:
@@ -46,7 +46,17 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield "files" if plan.files else "files      none needed"
     yield from (_file_line(file) for file in plan.files)
     yield f"writes     {', '.join(str(path) for path in plan.outputs.values())}"
+    yield from (f"note       {note}" for note in plan.notes)
     yield from (f"warning    {warning}" for warning in plan.warnings)
+
+
+def _sampling_line(plan: Plan) -> str:
+    settings = plan.settings
+    seed = "random" if settings["seed"] < 0 else settings["seed"]
+    return (
+        f"sampling   {settings['scheduler']}, {len(plan.steps)} steps, "
+        f"shift {settings['shift']:g}, guidance {settings['guidance_scale']:g}, seed {seed}"
+    )
 
 
 def _step_lines(steps: Sequence[StepPlan]) -> Iterator[str]:

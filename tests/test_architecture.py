@@ -16,7 +16,12 @@ MAX_LINES = 400
 # Lowest first. A module may import from lower levels and from its own package, never from a
 # sibling of its level.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("xicon_infer.types", "xicon_infer.errors", "xicon_infer.formulas", "xicon_infer.formulas_vae"),
+    (
+        "xicon_infer.types",
+        "xicon_infer.errors",
+        "xicon_infer.formulas",
+        "xicon_infer.ahead",
+    ),
     ("xicon_infer.ops", "xicon_infer.media", "xicon_infer.job", "xicon_infer.runtime"),
     ("xicon_infer.models", "xicon_infer.pose", "xicon_infer.sampling", "xicon_infer.weights"),
     ("pipelines",),

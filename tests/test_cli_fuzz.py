@@ -90,6 +90,34 @@ CASES: list[tuple[list[str], set[int]]] = [
     (["--lora", "a:nan"], REQUEST),
     (["--lora", "a", "--lora", "none"], REQUEST),
     (["--lora", "a"] * 5, REQUEST),
+    # who is found and followed
+    (["--body", "smpl"], REQUEST),
+    (["--body", ""], REQUEST),
+    (["--detector", "yolov8n"], REQUEST),
+    (["--detector", ".pt"], REQUEST),
+    (["--detector", ""], REQUEST),
+    (["--detector", "{d}/text.png"], REQUEST),
+    (["--detector", "{d}/nowhere.pt"], WEIGHTS),
+    (["--detector", "{d}/folder.pt"], WEIGHTS),
+    (["--detector", "{d}/" + "x" * 3000 + ".onnx"], WEIGHTS),
+    (["--tracker", "botsort"], REQUEST),
+    (["--tracker", "deepsort", "--detector", "a.pt"], REQUEST),
+    (["--keypoint-model", "vitpose-g"], REQUEST),
+    (["--keypoint-decode", "UDP"], REQUEST),
+    (["--subject", "-1"], REQUEST),
+    (["--subject", "1.0"], REQUEST),
+    (["--subject", "\u0665"], REQUEST),
+    (["--subject", "01"], REQUEST),
+    (["--subject", "Largest"], REQUEST),
+    (["--subject", "auto\n"], REQUEST),
+    (["--persons", "3"], REQUEST),
+    (["--persons", "0"], REQUEST),
+    (["--smooth", "1.01"], REQUEST),
+    (["--smooth", "nan"], REQUEST),
+    (["--align", "on"], REQUEST),
+    (["--pose-cache=no"], REQUEST),
+    (["--overlay"], REQUEST),
+    (["--pipeline", "pose"], REQUEST),
     # files
     (["--image", ""], REQUEST),
     (["--image", " "], REQUEST),
@@ -135,13 +163,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "cut.png").write_bytes(picture[: len(picture) // 2])
     (path / "half.mp4").write_bytes(video[:40])
     (path / "folder.mp4").mkdir()
+    (path / "folder.pt").mkdir()
     np.savez(path / "other.npz", a=np.zeros(3))
     return path
 
 
 def reading_job(job: Job, progress: Progress) -> Result:
     """Opens every input of a job."""
-    load_image(job.image)
+    if job.image is not None:
+        load_image(job.image)
     if job.pose_video is not None:
         probe(job.pose_video, field="pose_video")
     if job.track is not None:
@@ -195,6 +225,47 @@ def test_bad_words(
     words = [word.replace("{d}", str(folder)) for word in added]
     extra = ["--dry-run"] if dry else []
     check_refusal([*good_words(folder), *extra, *words], folder, allowed, capfd)
+
+
+# Words added to `--pipeline pose --video`; no reference is given.
+POSE_CASES: list[tuple[list[str], set[int]]] = [
+    (["--prompt", "x"], REQUEST),
+    (["--seed", "1"], REQUEST),
+    (["--preset", "tiny"], REQUEST),
+    (["--lora", "a"], REQUEST),
+    (["--cfg", "2"], REQUEST),
+    (["--tile"], REQUEST),
+    (["--pose-render", "half"], REQUEST),
+    (["--pose-preview"], REQUEST),
+    (["--save-track"], REQUEST),
+    (["--pose-video", "{d}/pose.mp4"], REQUEST),
+    (["--track", "{d}/other.npz"], REQUEST),
+    (["--align", "auto"], REQUEST),
+    (["--align", "wide"], REQUEST),
+    (["--pose-fit", "stretch"], REQUEST),
+    (["--video", "{d}/text.png"], MEDIA),
+    (["--video", "{d}/empty"], MEDIA),
+    (["--image", "{d}/nowhere.png"], MEDIA),
+    (["--image", "{d}/text.png"], MEDIA),
+    (["--overlay", "--output", "{d}/folder.mp4"], MEDIA),
+]
+
+
+@pytest.mark.parametrize(("added", "allowed"), POSE_CASES, ids=lambda v: repr(v)[:50])
+@pytest.mark.parametrize("dry", [False, True], ids=["run", "dry"])
+def test_bad_words_of_pipeline_pose(
+    added: list[str],
+    allowed: set[int],
+    dry: bool,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--pipeline", "pose", "--video", str(folder / "pose.mp4"), *SIZE, "--quiet"]
+    words += ["--output", str(folder / "out.mp4")]
+    assert main([*words, "--overlay"], run_job=reading_job) == 0
+    capfd.readouterr()
+    words += [word.replace("{d}", str(folder)) for word in added]
+    check_refusal([*words, *(["--dry-run"] if dry else [])], folder, allowed, capfd)
 
 
 @pytest.mark.parametrize("name", ["other.npz", "text.png", "empty"])

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from xicon_infer import doctor
-from xicon_infer.doctor import Finding, conv3d_trap, examine, format_report, tiny_can_run
+from xicon_infer.doctor import (
+    Finding,
+    conv3d_trap,
+    examine,
+    format_report,
+    provider_trap,
+    tiny_can_run,
+)
 from xicon_infer.run import main
 from xicon_infer.weights.manifest import files_for
 
@@ -32,12 +39,41 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["tiny_can_run"] is True
     names = {finding["name"] for finding in report["findings"]}
     assert {"torch", "libx264", "aac", "math", "xformers", "onnxruntime", "scail/fp8"} <= names
+    assert {"torchvision", "ultralytics", "pose/default", "pose/commercial"} <= names
 
 
 def test_versions_are_those_installed() -> None:
     found = {finding.name: finding.text for finding in examine([])}
     assert found["numpy"] == importlib.metadata.version("numpy")
     assert found["torch"].partition("+")[0] == importlib.metadata.version("torch").partition("+")[0]
+
+
+def test_pose_packages_and_their_terms() -> None:
+    found = {finding.name: finding for finding in examine([]) if finding.group == "pose"}
+    assert list(found) == ["onnxruntime", "torchvision", "ultralytics"]
+    assert "AGPL-3.0" in found["ultralytics"].text
+    assert not any(finding.needed for finding in found.values())
+
+
+@pytest.mark.parametrize(
+    ("providers", "gpu", "trapped"),
+    [
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], True, False),
+        (["CPUExecutionProvider"], True, True),
+        (["CPUExecutionProvider"], False, False),
+    ],
+)
+def test_onnxruntime_without_the_gpu(providers: list[str], gpu: bool, trapped: bool) -> None:
+    assert ("onnxruntime-gpu" in provider_trap(providers, gpu=gpu)) == trapped
+
+
+def test_pose_weights_found_and_missing(tmp_path: Path) -> None:
+    entries = files_for("pose", "default")
+    (tmp_path / entries[0].names[0]).write_bytes(b"x")
+    found = {f.name: f for f in examine([tmp_path]) if f.group == "weights"}["pose/default"]
+    assert (found.state, found.needed) == ("absent", False)
+    assert found.text.startswith(f"1 of {len(entries)} files; missing: ")
+    assert "nlf" in found.text
 
 
 def test_every_absent_kernel_has_a_reason() -> None:
@@ -99,13 +135,26 @@ sys.exit(main(['doctor', '--json']))
 
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
 def test_a_package_that_cannot_be_imported_is_reported(error: str) -> None:
-    code = BLOCKED.format(blocked={"torch", "av", "onnxruntime"}, error=error)
+    code = BLOCKED.format(
+        blocked={"torch", "av", "onnxruntime", "torchvision", "ultralytics"}, error=error
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 6, out.stderr
     found = {f["name"]: f for f in json.loads(out.stdout)["findings"]}
     assert (found["torch"]["state"], found["av"]["state"]) == ("problem", "problem")
     assert "blocked by the test" in found["torch"]["text"]
-    assert found["onnxruntime"]["state"] == "absent"
+    for name in ("onnxruntime", "torchvision", "ultralytics"):
+        assert found[name]["state"] == "absent"
+        assert "blocked by the test" in found[name]["text"]
+
+
+def test_ultralytics_is_not_imported() -> None:
+    code = (
+        "import sys\nfrom xicon_infer.doctor import examine\nexamine([])\n"
+        "print('ultralytics' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert out.stdout.strip() == "False"
 
 
 def test_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:

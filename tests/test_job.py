@@ -130,17 +130,21 @@ def test_every_choice_is_accepted_and_others_are_listed(field: Field) -> None:
     for choice in field.choices:
         # A track is never stretched.
         source = {"track": None, "pose_video": "p.mp4"} if field.name == "pose_fit" else {}
+        if field.name == "tracker":
+            source = {"detector": "mine.pt"}
+        if field.name == "pipeline" and choice == "pose":
+            source = {"image": None}
         assert getattr(job_with(**source, **{field.name: choice}), field.name) == choice
     message = refused(**{field.name: "nothing"}).message
     assert all(str(choice) in message for choice in field.choices)
 
 
-@pytest.mark.parametrize("name", ["steady-dancer", "wan-i2v", "wan-t2v", "pose", "SCAIL"])
+@pytest.mark.parametrize("name", ["steady-dancer", "wan-i2v", "wan-t2v", "Pose", "SCAIL"])
 def test_a_pipeline_that_does_not_exist_is_refused_plainly(name: str) -> None:
     error = refused(pipeline=name)
     assert error.exit_code == 2
     assert error.message == (
-        f"'pipeline' must be one of scail, got \"{name}\": this version has no other pipeline"
+        f"'pipeline' must be one of scail, pose, got \"{name}\": this version has no other pipeline"
     )
 
 
@@ -189,8 +193,7 @@ def test_who_asks_decides_the_default_rate() -> None:
     ("values", "field", "part"),
     [
         ({"image": None}, "image", "Missing 'image'"),
-        ({"track": None}, "pose_video", "--pose-video (a rendered pose) or --track"),
-        ({"track": None, "video": "v.mp4"}, "pose_video", "'video' alone cannot drive"),
+        ({"track": None}, "video", "--pose-video (a rendered pose) or --track"),
         ({"pose_video": "p.mp4"}, "track", "not both"),
         ({"output": "a.avi"}, "output", "must end in .mp4"),
         ({"output": " "}, "output", "not empty"),
@@ -276,7 +279,7 @@ def test_any_accepted_job_round_trips(values: dict[str, Any]) -> None:
 
 
 def test_only_pipelines_that_exist_are_in_the_table() -> None:
-    assert PIPELINES == ("scail",)
+    assert PIPELINES == ("scail", "pose")
 
 
 @pytest.mark.parametrize(

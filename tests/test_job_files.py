@@ -39,6 +39,34 @@ def test_names_of_the_outputs(values: dict[str, Any], tmp_path: Path) -> None:
     assert (more["sheet"], more["pose"]) == (tmp_path / "out.png", tmp_path / "out.pose.mp4")
 
 
+def test_names_of_the_outputs_of_found_poses(tmp_path: Path) -> None:
+    dance = {"video": tmp_path / "dance.mp4", "output": tmp_path / "out.mp4"}
+    found = make_job({**dance, "image": "a.png", "save_track": True, "overlay": True}).outputs()
+    assert found["track"] == tmp_path / "out.npz"
+    assert found["overlay"] == tmp_path / "out.overlay.mp4"
+    assert set(found) == {"video", "report", "track", "overlay"}
+    alone = make_job({**dance, "pipeline": "pose", "sheet": True}).outputs()
+    assert set(alone) == {"video", "report", "track", "openpose", "sheet"}
+    assert alone["openpose"] == tmp_path / "out.openpose.json"
+    given = make_job({"track": "t.npz", "pipeline": "pose"}).outputs()
+    assert set(given) == {"video", "report", "track", "openpose"}
+
+
+def test_redrawing_a_track_over_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.npz").write_bytes(b"x")
+    values = {"pipeline": "pose", "track": tmp_path / "out.npz", "output": tmp_path / "out.mp4"}
+    with pytest.raises(MediaError, match="is also 'track'"):
+        check_files(make_job({**values, "overwrite": True}))
+
+
+def test_a_detector_that_is_not_there(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="'detector'") as caught:
+        check_files(job_with(values, detector=str(tmp_path / "mine.pt")))
+    assert caught.value.field == "detector"
+    (tmp_path / "mine.pt").write_bytes(b"x")
+    check_files(job_with(values, detector=str(tmp_path / "mine.pt")))
+
+
 @pytest.mark.parametrize("name", ["image", "track", "video"])
 @pytest.mark.parametrize("path", ["nowhere.bin", ".", "x" * 300])
 def test_an_input_that_is_no_file(
@@ -47,6 +75,16 @@ def test_an_input_that_is_no_file(
     with pytest.raises(MediaError) as caught:
         check_files(job_with(values, **{name: tmp_path / path}))
     assert (caught.value.field, caught.value.code) == (name, "MEDIA_NOT_FOUND")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".json", ".npz", ".openpose.json", ".overlay.mp4"])
+def test_no_existing_output_of_pipeline_pose_is_replaced(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "dance.mp4").write_bytes(b"x")
+    (tmp_path / f"out{suffix}").write_bytes(b"old")
+    values = {"video": tmp_path / "dance.mp4", "output": tmp_path / "out.mp4"}
+    job = make_job({**values, "pipeline": "pose", "overlay": True})
+    with pytest.raises(MediaError, match="give --overwrite"):
+        check_files(job)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".json", ".png", ".pose.mp4"])

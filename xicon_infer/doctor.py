@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +46,7 @@ _OPTIONAL = (
     ("flash_attn_interface", "flash-attn-3"),
     ("sentencepiece", "sentencepiece"),
 )
+_CUDA_PROVIDER = "CUDAExecutionProvider"
 _LEAST_FREE_BYTES = 2 * 10**9
 _GIGA = 1e9
 
@@ -102,7 +103,7 @@ def examine(search_dirs: Sequence[Path]) -> list[Finding]:
     findings = [_python(), *_packages()]
     findings += _torch()
     findings += _video()
-    findings += _pose()
+    findings += _pose(findings)
     findings += _weights(search_dirs)
     findings.append(_disk(Path.cwd()))
     return findings
@@ -153,16 +154,16 @@ def _packages() -> list[Finding]:
     ]
 
 
-def _package(module: str, name: str, *, needed: bool) -> Finding:
+def _package(module: str, name: str, *, needed: bool, group: str = "packages") -> Finding:
     try:
         if find_spec(module) is not None:
-            return Finding("packages", name, "ok", metadata.version(name), needed)
+            return Finding(group, name, "ok", metadata.version(name), needed)
         text = "not installed"
     except metadata.PackageNotFoundError:
-        return Finding("packages", name, "ok", "unknown version", needed)
+        return Finding(group, name, "ok", "unknown version", needed)
     except (ImportError, OSError, ValueError) as error:
         text = f"cannot be found: {_first_line(error)}"
-    return Finding("packages", name, "problem" if needed else "absent", text, needed)
+    return Finding(group, name, "problem" if needed else "absent", text, needed)
 
 
 def _load(module: str) -> tuple[Any, str]:
@@ -228,12 +229,48 @@ def _codec(av: Any, name: str) -> Finding:
     return Finding("video", name, "ok", text, needed=True)
 
 
-def _pose() -> list[Finding]:
+def _pose(findings: Sequence[Finding]) -> list[Finding]:
+    """Returns what finding poses in a driving video needs; a given motion needs none of it."""
+    gpu = any(finding.name == "cuda" and finding.state == "ok" for finding in findings)
+    return [_onnxruntime(gpu=gpu), _torchvision(), _ultralytics()]
+
+
+def _onnxruntime(*, gpu: bool) -> Finding:
     onnxruntime, reason = _load("onnxruntime")
     if onnxruntime is None:
-        return [Finding("pose", "onnxruntime", "absent", reason)]
-    providers = ", ".join(onnxruntime.get_available_providers())
-    return [Finding("pose", "onnxruntime", "ok", f"{onnxruntime.__version__}: {providers}")]
+        return Finding("pose", "onnxruntime", "absent", f"{reason}; finds persons and keypoints")
+    providers = onnxruntime.get_available_providers()
+    trap = provider_trap(providers, gpu=gpu)
+    text = f"{onnxruntime.__version__}: {', '.join(providers)}{trap and '; ' + trap}"
+    return Finding("pose", "onnxruntime", "problem" if trap else "ok", text)
+
+
+def provider_trap(providers: Sequence[str], *, gpu: bool) -> str:
+    """Returns why poses would be found on the CPU of a machine with a GPU, or "".
+
+    Args:
+        providers: what onnxruntime can run on, as "CUDAExecutionProvider".
+        gpu: torch can use a GPU.
+    """
+    if not gpu or _CUDA_PROVIDER in providers:
+        return ""
+    return (
+        f"no {_CUDA_PROVIDER}, so that the GPU finds no poses; install onnxruntime-gpu in place of "
+        "onnxruntime"
+    )
+
+
+def _torchvision() -> Finding:
+    torchvision, reason = _load("torchvision")
+    if torchvision is None:
+        return Finding("pose", "torchvision", "absent", f"{reason}; NLF (--body nlf) needs it")
+    return Finding("pose", "torchvision", "ok", str(torchvision.__version__))
+
+
+def _ultralytics() -> Finding:
+    """Returns whether the package is there; it is not imported."""
+    found = _package("ultralytics", "ultralytics", needed=False, group="pose")
+    return replace(found, text=f"{found.text}; AGPL-3.0, for --detector FILE and --tracker alone")
 
 
 def _weights(search_dirs: Sequence[Path]) -> list[Finding]:

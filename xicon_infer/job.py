@@ -4,8 +4,8 @@
 range or not read by the pipeline; it repairs only what the request contract says must be
 repaired, and tells so in `Job.warnings`. It looks at no file: `check_files` does.
 
-The table of options is `xicon_infer.job_fields`, the check of one value `xicon_infer.job_values`;
-here are the rules between options.
+The table of options is `xicon_infer.job_fields`, the check of one value `xicon_infer.job_values`,
+the rules between options `xicon_infer.job_rules`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from xicon_infer.job_fields import (
     DISTILL_LORA,
     FIELDS,
     MAX_FRAMES,
-    MAX_PIXELS,
     PIPELINES,
     PROFILES,
     Field,
 )
+from xicon_infer.job_fields_motion import DEFAULT_DETECTOR
+from xicon_infer.job_rules import check_inputs, check_together, finds_poses, without_effect
 from xicon_infer.job_values import Lora, check_value, refusal, shown
 from xicon_infer.types import Fit, latent_frames, pixel_frames
 
@@ -51,7 +52,8 @@ _NTSC_ROUNDING = 0.0009
 class Job:
     """One video to make. The attributes are the options of `FIELDS`; see there for each.
 
-    warnings: repairs, and given options that have no effect in this job.
+    An option that the pipeline does not read has its default. warnings: repairs, and given options
+    that have no effect in this job.
     """
 
     pipeline: str
@@ -59,18 +61,30 @@ class Job:
     models_dir: Path | None
     loras: tuple[Lora, ...]
     lora_mode: Literal["full", "merge", "comfy_unmerged"]
-    image: Path
+    image: Path | None
     pose_video: Path | None
     track: Path | None
     video: Path | None
     image_fit: Fit
     pose_fit: Fit
+    body: Literal["nlf", "rtmw3d"]
+    detector: str
+    tracker: Literal["none", "botsort", "bytetrack"]
+    keypoint_model: Literal["vitpose-h", "vitpose-l"]
+    keypoint_decode: Literal["dark", "udp"]
+    subject: str
+    persons: int
+    smooth: float
+    align: Literal["auto", "off", "wide"]
+    pose_cache: bool
     output: Path
     overwrite: bool
     audio: Literal["source", "none"]
     crf: int
     sheet: bool
     pose_preview: bool
+    overlay: bool
+    save_track: bool
     prompt: str
     negative_prompt: str
     width: int
@@ -129,19 +143,43 @@ class Job:
         """True if a second, unconditional branch runs."""
         return not math.isclose(self.guidance_scale, 1.0)
 
+    @property
+    def finds_poses(self) -> bool:
+        """True if the motion is found in the driving video: no pose video and no track is given."""
+        return self.video is not None and self.pose_video is None and self.track is None
+
+    @property
+    def aligns(self) -> bool:
+        """True if the found motion is fitted to the reference, whose pose is found as well."""
+        return self.finds_poses and self.image is not None and self.align != "off"
+
+    @property
+    def detector_path(self) -> Path | None:
+        """The ultralytics model that finds the persons, None for YOLOv10m."""
+        return None if self.detector == DEFAULT_DETECTOR else Path(self.detector)
+
     def settings(self) -> dict[str, Any]:
         """Returns every option that the pipeline reads, JSON-able; `make_job` takes it back."""
         used = (option.name for option in FIELDS if option.used_by(self.pipeline))
         return {name: _plain(getattr(self, name)) for name in used}
 
     def outputs(self) -> dict[str, Path]:
-        """Returns every file the job will write: video, report, and on request sheet and pose."""
-        paths = {"video": self.output, "report": self.output.with_suffix(".json")}
-        if self.sheet:
-            paths["sheet"] = self.output.with_suffix(".png")
-        if self.pose_preview:
-            paths["pose"] = self.output.with_suffix(".pose.mp4")
-        return paths
+        """Returns every file the job will write, by kind; "video" and "report" are always there.
+
+        Pipeline pose always writes the track and the openpose file; the others are on request.
+        """
+        alone = self.pipeline == "pose"
+        wanted = {
+            "video": (True, ".mp4"),
+            "report": (True, ".json"),
+            "sheet": (self.sheet, ".png"),
+            "pose": (self.pose_preview, ".pose.mp4"),
+            "overlay": (self.overlay, ".overlay.mp4"),
+            "track": (alone or (self.save_track and self.finds_poses), ".npz"),
+            "openpose": (alone, ".openpose.json"),
+        }
+        paths = {kind: self.output.with_suffix(end) for kind, (on, end) in wanted.items() if on}
+        return paths | {"video": self.output}
 
 
 def make_job(
@@ -171,9 +209,9 @@ def make_job(
         for name, value in given.items()
     }
     resolved = _with_defaults(checked, table, pipeline, source)
-    _check_inputs(resolved)
-    _check_together(resolved)
-    warnings += _without_effect(checked, resolved, table)
+    check_inputs(resolved)
+    check_together(resolved)
+    warnings += without_effect(checked, resolved, table)
     return Job(**resolved, warnings=tuple(warnings))
 
 
@@ -233,7 +271,7 @@ def check_files(job: Job) -> None:
 
     Raises:
         MediaError: an input or output file.
-        WeightsError: the models folder or a LoRA given as a path.
+        WeightsError: the models folder, or a LoRA or a detector given as a path.
     """
     inputs = {name: path for name in _INPUTS if (path := getattr(job, name)) is not None}
     for name, path in inputs.items():
@@ -247,6 +285,8 @@ def check_files(job: Job) -> None:
             raise WeightsError(
                 f"'loras': {lora.name} is not a file", field="loras", code="LORA_NOT_FOUND"
             )
+    if job.detector_path is not None and not _is(job.detector_path, "file"):
+        raise WeightsError(f"'detector': {job.detector} is not a file", field="detector")
     folder = job.output.parent
     if not _is(folder, "folder") or not os.access(folder, os.W_OK):
         raise _unwritable(f"folder {folder} does not exist or cannot be written to")
@@ -319,74 +359,9 @@ def _with_defaults(
     profile = checked.get("profile", base["profile"])
     values = {**base, **PROFILES[profile], **checked}
     if values["loras"] is None:
-        values["loras"] = () if values["preset"] == "tiny" else (Lora(DISTILL_LORA),)
+        none = values["preset"] == "tiny" or not table["loras"].used_by(pipeline)
+        values["loras"] = () if none else (Lora(DISTILL_LORA),)
     values["output"] = Path(values["output"])
+    if "align" not in checked and (values["image"] is None or not finds_poses(values)):
+        values["align"] = "off"
     return values
-
-
-def _check_inputs(values: Mapping[str, Any]) -> None:
-    if values["image"] is None:
-        raise refusal("image", "Missing 'image': the reference picture", "MISSING_FIELD")
-    if values["pose_video"] is not None and values["track"] is not None:
-        raise refusal("track", "give 'pose_video' or 'track', not both", "INVALID_MEDIA")
-    if values["pose_video"] is None and values["track"] is None:
-        seen = (
-            "'video' alone cannot drive: this version finds no poses. " if values["video"] else ""
-        )
-        raise refusal(
-            "pose_video",
-            f"{seen}Give --pose-video (a rendered pose) or --track (a saved motion)",
-            "DRIVING_VIDEO_REQUIRED",
-        )
-    if values["track"] is not None and values["pose_fit"] == "stretch":
-        message = "'pose_fit' must be one of crop, pad for a track, got \"stretch\""
-        raise refusal("pose_fit", message, "INVALID_CHOICE")
-    if values["output"].suffix.lower() != ".mp4":
-        name = shown(str(values["output"]))
-        raise refusal("output", f"'output' must end in .mp4, got {name}", "INVALID_VALUE")
-
-
-def _check_together(values: Mapping[str, Any]) -> None:
-    """Refuses values that are possible alone but not together."""
-    width, height = values["width"], values["height"]
-    if width * height > MAX_PIXELS:
-        message = f"Resolution {width}x{height} exceeds the limit of {MAX_PIXELS} pixels"
-        raise refusal("width", message, "PIXELS_EXCEEDED")
-    if values["context_overlap"] >= values["context_frames"]:
-        message = "'context_overlap' must be smaller than 'context_frames'"
-        raise refusal("context_overlap", message, "OUT_OF_RANGE")
-    for small, large in (("pose_start", "pose_end"), ("ref_start", "ref_end")):
-        if values[small] > values[large]:
-            numbers = f"{values[small]:g} and {values[large]:g}"
-            message = f"'{small}' must not be larger than '{large}', got {numbers}"
-            raise refusal(small, message, "OUT_OF_RANGE")
-    for side in ("height", "width"):
-        tile, stride = values[f"tile_{side}"], values[f"tile_stride_{side}"]
-        if stride >= tile:
-            message = (
-                f"'tile_stride_{side}' must be smaller than 'tile_{side}' ({tile}), got {stride}"
-            )
-            raise refusal(f"tile_stride_{side}", message, "OUT_OF_RANGE")
-
-
-def _without_effect(
-    checked: Mapping[str, Any], values: Mapping[str, Any], table: Mapping[str, Field]
-) -> list[str]:
-    """Returns a warning for each given option that nothing reads in this very job."""
-    tiles = ("tile_height", "tile_width", "tile_stride_height", "tile_stride_width")
-    drawn = ("draw_face", "draw_hands", "pose_render")
-    guidance = ("negative_prompt", "uncond_reference", "guidance_batching")
-    silent = values["audio"] == "none" and values["fps"] != "source"
-    rules: tuple[tuple[tuple[str, ...], bool, str], ...] = (
-        (tiles, not values["tile"], "without 'tile'"),
-        (drawn, values["track"] is None, "with a pose video, which is drawn already"),
-        (guidance, math.isclose(values["guidance_scale"], 1.0), "at guidance_scale 1"),
-        (("lora_mode",), not values["loras"], "without a LoRA"),
-        (("video",), silent, "when neither its sound nor its fps is used"),
-    )
-    return [
-        f"'{name}' has no effect {reason}"
-        for names, idle, reason in rules
-        for name in names
-        if idle and name in checked and checked[name] != table[name].default
-    ]

@@ -44,7 +44,8 @@ def run_parser() -> Parser:
 
     parser = Parser(
         prog="xicon-infer run",
-        usage="xicon-infer run --image PATH (--pose-video PATH | --track PATH) [options]",
+        usage="xicon-infer run --image PATH (--video PATH | --track PATH | --pose-video PATH) "
+        "[options]",
         description="One reference image and one dance become a video of that character dancing.",
         epilog="examples:\n"
         + "".join(f"  {name}: {command}\n" for name, command in EXAMPLES.items())
@@ -89,7 +90,7 @@ def _flags(parser: Parser) -> list[str]:
 
 def _argument(option: Field) -> dict[str, Any]:
     """Returns what argparse has to know of an option; values are checked by `make_job`."""
-    text = option.help.replace("%", "%%")
+    text = option.help.replace("%", "%%") + option.users_text
     default = f" (default: {option.default_text})" if option.default_text else ""
     if option.kind == "switch":
         action = argparse.BooleanOptionalAction

@@ -113,7 +113,11 @@ def _check_text(field: Field, value: Any) -> str:
     except UnicodeEncodeError as error:
         message = f"'{field.name}' must be valid UTF-8 text; character {error.start} is not"
         raise refusal(field.name, message, "INVALID_TYPE") from None
-    return value.replace("\0", "")
+    text = value.replace("\0", "")
+    if field.pattern and not re.fullmatch(field.pattern, text):
+        message = f"'{field.name}' must be {field.form}, got {shown(text)}"
+        raise refusal(field.name, message, "INVALID_VALUE")
+    return text
 
 
 def _check_switch(field: Field, value: Any) -> bool:

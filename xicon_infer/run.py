@@ -106,10 +106,12 @@ def _progress(*, silent: bool) -> Progress:
 
 
 def _summary(result: Result) -> str:
+    # Pipeline pose draws no noise.
+    seed = "" if result.settings.get("pipeline") == "pose" else f"seed {result.seed}, "
     seconds = sum(stage.seconds for stage in result.stages)
     lines = [
         f"{result.path}: {result.num_frames} frames, {result.width}x{result.height}, "
-        f"{float(result.fps):g} fps, seed {result.seed}, {seconds:.1f} s"
+        f"{float(result.fps):g} fps, {seed}{seconds:.1f} s"
     ]
     return "\n".join(lines + [f"{path}: {name}" for name, path in result.outputs.items()])
 

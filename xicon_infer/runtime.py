@@ -38,6 +38,20 @@ def models_dirs(explicit: Path | None) -> list[Path]:
     return [*([explicit] if explicit else []), *(Path(part) for part in named if part)]
 
 
+def cache_dir() -> Path:
+    """Returns where things that can be made again are kept: XICON_CACHE_DIR or the user's."""
+    if named := os.environ.get("XICON_CACHE_DIR"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "xicon-infer"
+
+
+def forbid_ultralytics_network() -> None:
+    """Tells ultralytics, which reads it when first imported, to load, send and install nothing."""
+    os.environ["YOLO_OFFLINE"] = "true"
+    os.environ["YOLO_AUTOINSTALL"] = "false"
+
+
 def debug_enabled() -> bool:
     """Returns True if XICON_DEBUG is set: the command line then shows tracebacks."""
     return os.environ.get("XICON_DEBUG", "") not in ("", "0")

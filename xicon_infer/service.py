@@ -7,32 +7,26 @@ name and renamed, the video last: where the video is, the job is done.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from pipelines import build_pipeline
 from pipelines.components import Components, LoadOptions
-from pipelines.scail import ScailOptions, ScailOutput
+from pipelines.scail import ScailOptions, ScailOutput, fit_reference
 from xicon_infer.errors import InvalidRequest, OutOfMemory
 from xicon_infer.job import Job
 from xicon_infer.media.image import Sizing, load_image
-from xicon_infer.media.selection import Selection, select_frames
+from xicon_infer.media.selection import Selection
 from xicon_infer.media.sheet import Row, save_contact_sheet
 from xicon_infer.media.video import probe, read_clip, read_sound
-from xicon_infer.media.write import atomic_path, write_json, write_video
+from xicon_infer.media.write import atomic_path, write_video
 from xicon_infer.models.vae_tiling import TileOptions
-from xicon_infer.pose.track import load_tracks, resample_track
-from xicon_infer.runtime import (
-    Recorder,
-    models_dirs,
-    pick_device,
-    pick_dtype,
-    pick_seed,
-    versions,
-)
+from xicon_infer.runtime import Recorder, models_dirs, pick_device, pick_dtype, pick_seed
 from xicon_infer.sampling.windows import ContextOptions
+from xicon_infer.service_files import finish, read_tracks
+from xicon_infer.service_pose import Motion, find_motion, run_pose_job, write_motion
 from xicon_infer.types import (
     SPATIAL_STRIDE,
     Audio,
@@ -46,11 +40,16 @@ from xicon_infer.types import (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was read: the picture, the motion at its final rate, and the sound or None."""
+    """What was read: the picture, the motion at its final rate, and the sound or None.
+
+    pose: None while it must still be found in the driving video. motion: how it was found, None
+    where it was given.
+    """
 
     image: UInt8Array
-    pose: Clip | list[Track]
+    pose: Clip | list[Track] | None
     audio: Audio | None
+    motion: Motion | None = None
 
 
 def run_job(job: Job, progress: Progress) -> Result:
@@ -64,21 +63,11 @@ def run_job(job: Job, progress: Progress) -> Result:
         XiconError: of the kind that fits; nothing is left half-written.
     """
     device = pick_device(job.device)
-    dtype = pick_dtype(job.dtype, device)
     recorder = Recorder(progress, device)
     for warning in job.warnings:
         recorder.warn(warning)
     try:
-        seed = pick_seed(job.seed)
-        options = scail_options(job, seed)
-        with recorder.stage("read inputs"):
-            inputs = read_inputs(job, recorder)
-        with recorder.stage("load models"):
-            pipeline = build_pipeline(job.pipeline, job.preset, load_options(job, device, dtype))
-        for note in pipeline.components.notes:
-            recorder.warn(note)
-        output = pipeline(inputs.image, inputs.pose, options, recorder)
-        return write_outputs(job, output, inputs, recorder, _machine(pipeline.components, seed))
+        return (run_pose_job if job.pipeline == "pose" else run_scail_job)(job, recorder, device)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(
             f"{device} has not enough memory for {job.width}x{job.height}: {error}. Use fewer "
@@ -86,32 +75,38 @@ def run_job(job: Job, progress: Progress) -> Result:
         ) from error
 
 
+def run_scail_job(job: Job, recorder: Recorder, device: torch.device) -> Result:
+    """Returns the video of a job of the SCAIL pipeline."""
+    dtype, seed = pick_dtype(job.dtype, device), pick_seed(job.seed)
+    options = scail_options(job, seed)
+    with recorder.stage("read inputs"):
+        inputs = read_inputs(job, recorder)
+    if inputs.pose is None:
+        reference = fit_reference(inputs.image, options)
+        motion = find_motion(job, reference, reference.shape[:2], recorder)
+        inputs = replace(inputs, pose=motion.tracks, motion=motion)
+    assert inputs.pose is not None
+    with recorder.stage("load models"):
+        pipeline = build_pipeline(job.pipeline, job.preset, load_options(job, device, dtype))
+    for note in pipeline.components.notes:
+        recorder.warn(note)
+    output = pipeline(inputs.image, inputs.pose, options, recorder)
+    return write_outputs(job, output, inputs, recorder, pipeline.components, seed=seed)
+
+
 def read_inputs(job: Job, progress: Progress) -> Inputs:
-    """Returns picture, motion and sound of a job.
+    """Returns picture, motion and sound of a job; no motion where it must be found in the video.
 
     The motion is resampled to the wanted rate: the number given, else that of the driving video,
     else its own. The sound is that of the driving video, else of the pose video.
     """
+    assert job.image is not None
     image = load_image(job.image, field="image")
     driving = probe(job.video, field="video") if job.video else None
     rate = job.frame_rate or (driving.fps if driving else None)
     selection = Selection(rate, job.max_frames, job.skip_frames, job.select_every_nth)
-    with_audio = job.audio == "source"
-    if job.pose_video is not None:
-        clip = read_clip(
-            job.pose_video,
-            selection=selection,
-            with_audio=with_audio and driving is None,
-            warn=progress.warn,
-            field="pose_video",
-        )
-        pose: Clip | list[Track] = clip
-        audio = clip.audio
-    elif job.track is not None:
-        pose, audio = _select_tracks(load_tracks(job.track), selection), None
-    else:
-        raise InvalidRequest("give 'pose_video' or 'track'", field="pose_video")
-    if driving is not None and job.video is not None and with_audio:
+    pose, audio = _given_motion(job, selection, progress)
+    if job.video is not None and job.audio == "source":
         audio = read_sound(job.video, selection=selection, warn=progress.warn, field="video")
     return Inputs(image, pose, audio)
 
@@ -158,7 +153,13 @@ def scail_options(job: Job, seed: int) -> ScailOptions:
 
 
 def write_outputs(
-    job: Job, output: ScailOutput, inputs: Inputs, recorder: Recorder, machine: dict[str, Any]
+    job: Job,
+    output: ScailOutput,
+    inputs: Inputs,
+    recorder: Recorder,
+    components: Components,
+    *,
+    seed: int,
 ) -> Result:
     """Writes every file of a job and returns the result.
 
@@ -166,66 +167,49 @@ def write_outputs(
     video last; if anything fails before, none appears and none is replaced.
     """
     paths, clip = job.outputs(), output.clip
-    seed = machine.pop("seed")
     with ExitStack() as renames:
         temporary = {name: renames.enter_context(atomic_path(p)) for name, p in paths.items()}
         with recorder.stage("write files"):
             if "pose" in paths:
                 write_video(temporary["pose"], output.pose_frames, fps=clip.fps, crf=job.crf)
+            if inputs.motion is not None:
+                write_motion(job, inputs.motion, temporary, clip.frames.shape[1:3], recorder)
             if "sheet" in paths:
                 rows = sheet_rows(job, output, recorder)
                 save_contact_sheet(temporary["sheet"], rows, fps=clip.fps)
             video = temporary["video"]
             write_video(video, clip.frames, fps=clip.fps, audio=inputs.audio, crf=job.crf)
-        result = Result(
-            path=paths["video"],
-            mime_type="video/mp4",
-            seed=seed,
-            num_frames=len(clip.frames),
-            width=clip.frames.shape[2],
-            height=clip.frames.shape[1],
+        frames, height, width, _ = clip.frames.shape
+        return finish(
+            job,
+            recorder,
+            temporary["report"],
+            frames=(frames, height, width),
             fps=clip.fps,
-            settings=job.settings() | {"seed": seed},
-            stages=recorder.stages,
-            warnings=recorder.warnings,
-            versions=versions(),
-            outputs={name: path for name, path in paths.items() if name != "video"},
-            machine=machine,
+            machine=_machine(components),
+            pose=inputs.motion.report if inputs.motion else {},
+            seed=seed,
         )
-        write_json(temporary["report"], report(result))
-    return result
 
 
-def report(result: Result) -> dict[str, Any]:
-    """Returns the result as JSON has it: paths as text, fps as a fraction and a number."""
-    plain = asdict(result)
-    plain["path"] = str(result.path)
-    plain["outputs"] = {name: str(path) for name, path in result.outputs.items()}
-    plain["fps"] = float(result.fps)
-    plain["fps_fraction"] = str(result.fps)
-    return plain
-
-
-def _select_tracks(tracks: list[Track], selection: Selection) -> list[Track]:
-    """Returns the tracks at the frames the selection takes, at its rate."""
-    fps = tracks[0].fps
-    indices = list(
-        select_frames(
-            float(fps),
-            len(tracks[0].body.joints),
-            force_rate=float(selection.force_rate or 0),
-            frame_load_cap=selection.frame_load_cap,
-            skip_first_frames=selection.skip_first_frames,
-            select_every_nth=selection.select_every_nth,
+def _given_motion(
+    job: Job, selection: Selection, progress: Progress
+) -> tuple[Clip | list[Track] | None, Audio | None]:
+    """Returns the motion of a file and its sound; None where it must be found in the video."""
+    if job.pose_video is not None:
+        clip = read_clip(
+            job.pose_video,
+            selection=selection,
+            with_audio=job.audio == "source" and job.video is None,
+            warn=progress.warn,
+            field="pose_video",
         )
-    )
-    if not indices:
-        raise InvalidRequest(
-            f"'skip_frames' leaves nothing of the track's {len(tracks[0].body.joints)} frames, got "
-            f"{selection.skip_first_frames}",
-            field="skip_frames",
-        )
-    return [resample_track(track, indices, fps=selection.loaded_rate(fps)) for track in tracks]
+        return clip, clip.audio
+    if job.track is not None:
+        return read_tracks(job.track, selection), None
+    if not job.finds_poses:
+        raise InvalidRequest("give 'video', 'pose_video' or 'track'", field="video")
+    return None, None
 
 
 def sheet_rows(job: Job, output: ScailOutput, progress: Progress) -> list[Row]:
@@ -249,12 +233,11 @@ def sheet_rows(job: Job, output: ScailOutput, progress: Progress) -> list[Row]:
     return rows
 
 
-def _machine(components: Components, seed: int) -> dict[str, Any]:
+def _machine(components: Components) -> dict[str, Any]:
     """Returns what the job ran on."""
     device = components.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
-        "seed": seed,
         "device": f"{device} ({name})",
         "dtype": str(components.transformer.dtype).removeprefix("torch."),
         "attention": components.transformer.backend,

@@ -148,7 +148,8 @@ class Result:
     stages: time and memory of each. warnings: every repair, fallback or choice made on the way.
     versions: of this package, torch and the libraries used. outputs: name -> path of each other
     file written (report, contact sheet, pose video). machine: device, dtype and attention kernel
-    that were used, and where each component came from.
+    that were used, and where each component came from. pose: what the pose stage found and
+    decided; empty where the motion was given.
     """
 
     path: Path
@@ -164,6 +165,7 @@ class Result:
     versions: dict[str, str]
     outputs: dict[str, Path] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    pose: dict[str, Any] = field(default_factory=dict)
 
 
 class Progress(Protocol):

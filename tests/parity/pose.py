@@ -1,7 +1,7 @@
 """Pose drawing against the references: capsules, overlay, keypoint conversion, and both together.
 
-The whole-node and end-to-end files also hold detection and alignment; of those files only the
-drawing is replayed, from the stored intermediates (`mid.*`).
+The whole-node and end-to-end files also hold detection and alignment. Drawing is replayed from the
+stored intermediates (`mid.*`) alone, and once more after our own alignment (`pose_align.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,15 @@ import cv2
 import numpy as np
 
 from tests.parity.golden import Check, Golden, abs_max, exact
+from tests.parity.pose_align import (
+    CHAIN_SHARE,
+    NODE_SHARE,
+    P99_LEVELS,
+    check_e2e_alignment,
+    check_node_alignment,
+    share_of_pixels,
+)
+from tests.parity.pose_body import check_bodies
 from xicon_infer.pose import cylinders, draw
 from xicon_infer.pose.camera import default_intrinsics
 from xicon_infer.pose.keypoints import Figure, to_node_figure, to_official_figure
@@ -23,9 +32,6 @@ Array = np.ndarray[Any, Any]
 # Tolerances of the golden README.
 OUTLINE_PX = 2.0
 MEAN_LEVELS = 1.5
-P99_LEVELS = 6.0
-NODE_SHARE = 0.003
-CHAIN_SHARE = 0.01
 # The goldens were drawn by OpenCV 5.0; another version may differ in single pixels.
 DRAW_SHARE = 0.0 if cv2.__version__.startswith("5.0") else 0.001
 
@@ -66,7 +72,7 @@ def replay_draw2d(golden: Golden) -> list[Check] | None:
             if picture is None:
                 checks.append(Check(name, float("nan"), DRAW_SHARE, skip="unknown variant"))
             else:
-                checks.append(Check(name, _share(picture, arrays[key]), DRAW_SHARE))
+                checks.append(Check(name, share_of_pixels(picture, arrays[key]), DRAW_SHARE))
     return checks
 
 
@@ -113,9 +119,9 @@ def replay_node_drawing(golden: Golden) -> list[Check] | None:
         name = f"{golden.path.stem}:{case}"
         wrong = (outline != (arrays[f"out.{case}.mask"] > 0)).sum(axis=(1, 2)).max()
         checks.append(Check(f"{name}:drawn outline px", float(wrong), OUTLINE_PX))
-        share = _share(frames, expected, P99_LEVELS)
+        share = share_of_pixels(frames, expected, P99_LEVELS)
         checks.append(Check(f"{name}:drawn pixels", share, NODE_SHARE))
-    return checks
+    return checks + check_node_alignment(golden, draw_node)
 
 
 def replay_node_options(golden: Golden) -> list[Check] | None:
@@ -138,8 +144,9 @@ def replay_chain_drawing(golden: Golden) -> list[Check] | None:
     people = [arrays[f"mid.nlf_joints_{index}"] for index in range(len(expected))]
     points = {k: arrays[f"mid.dw.{k}"] for k in ("candidate", "subset", "hands", "faces")}
     frames, _ = draw_node(people, None, points, expected.shape[1:3])
-    share = _share(frames, expected, P99_LEVELS)
-    return [Check(f"{golden.path.stem}:unaligned drawn pixels", share, CHAIN_SHARE)]
+    share = share_of_pixels(frames, expected, P99_LEVELS)
+    drawn = Check(f"{golden.path.stem}:unaligned drawn pixels", share, CHAIN_SHARE)
+    return [drawn, *check_e2e_alignment(golden, draw_node), *check_bodies(golden)]
 
 
 def draw_node(
@@ -302,14 +309,6 @@ def _padded(frame: Array, persons: int) -> Array:
 def _cases(golden: Golden, start: str, end: str) -> list[str]:
     found: Iterable[str] = (k for k in golden.keys if k.startswith(start) and k.endswith(end))
     return sorted(key.removeprefix(start).removesuffix(end) for key in found)
-
-
-def _share(ours: Array, expected: Array, levels: float = 0.0) -> float:
-    """Returns the share of pixels that differ by more than `levels` (inf: other shape)."""
-    if ours.shape != expected.shape:
-        return float("inf")
-    wrong = np.abs(ours.astype(int) - expected.astype(int)).max(axis=-1) > levels
-    return float(wrong.mean())
 
 
 REPLAYS = (

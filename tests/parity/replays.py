@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tests.parity import dit, encoders, media, pose, sampling, side_files, vae, weights
+from tests.parity import (
+    dit,
+    encoders,
+    media,
+    pose,
+    pose_align,
+    pose_detect,
+    sampling,
+    side_files,
+    vae,
+    weights,
+)
 from tests.parity.golden import Replay
 
 REPLAYS: tuple[Replay, ...] = (
@@ -13,5 +24,7 @@ REPLAYS: tuple[Replay, ...] = (
     *weights.REPLAYS,
     *media.REPLAYS,
     *pose.REPLAYS,
+    *pose_align.REPLAYS,
+    *pose_detect.REPLAYS,
     *side_files.REPLAYS,
 )

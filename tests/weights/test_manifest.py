@@ -21,10 +21,15 @@ from xicon_infer.weights.manifest import (
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = {"transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "lora"}
+POSE_COMPONENTS = {"pose_detector", "pose_keypoints", "pose_body"}
 
 
 def entry(component="vae"):
-    return next(e for e in files_for("scail", "fp8") if e.component == component)
+    return next(e for e in load_manifest().files if e.component == component)
+
+
+def by_id(name):
+    return next(e for e in load_manifest().files if e.id == name)
 
 
 def put(path, content="x"):
@@ -49,6 +54,25 @@ def test_scail_needs_one_file_of_each_component():
     assert "fp8_e4m3fn_scaled" in entry("transformer").path
 
 
+def test_pose_needs_a_detector_keypoints_and_bodies():
+    assert presets()["pose"] == ("default", "commercial", "light")
+    ids = {preset: [e.id for e in files_for("pose", preset)] for preset in presets()["pose"]}
+    assert ids == {
+        "default": ["yolov10m", "vitpose-h-model", "vitpose-h-data", "nlf"],
+        "commercial": ["yolov10m", "vitpose-h-model", "vitpose-h-data", "rtmw3d"],
+        "light": ["yolov10m", "vitpose-l", "nlf"],
+    }
+    for preset in presets()["pose"]:
+        assert {e.component for e in files_for("pose", preset)} == POSE_COMPONENTS
+
+
+def test_licences_that_bind_a_business_are_named():
+    assert "non-commercial" in by_id("nlf").licence
+    assert not [e.id for e in files_for("pose", "commercial") if "non-commercial" in e.licence]
+    assert by_id("yolov10m").licence == "AGPL-3.0"
+    assert "research only" in by_id("rtmw3d").licence_source
+
+
 def test_unknown_values_are_null_not_guessed():
     for item in load_manifest().files:
         assert item.licence
@@ -68,8 +92,9 @@ def test_names_lead_to_one_file_each():
 @pytest.mark.parametrize(
     ("pipeline", "preset", "message"),
     [
-        ("dance", "fp8", "'dance', weights are listed for scail"),
+        ("dance", "fp8", "'dance', weights are listed for scail, pose"),
         ("scail", "int4", "scail has fp8, bf16"),
+        ("pose", "fp8", "pose has default, commercial, light"),
     ],
 )
 def test_unknown_presets(pipeline, preset, message):
@@ -98,7 +123,7 @@ def test_places(tmp_path, place):
     assert locate(entry("image_encoder"), [tmp_path]) is None
 
 
-@pytest.mark.parametrize("component", sorted(COMPONENTS))
+@pytest.mark.parametrize("component", sorted(COMPONENTS | POSE_COMPONENTS))
 def test_every_file_is_found_in_comfyui(tmp_path, component):
     item = entry(component)
     for number, folder in enumerate(COMFYUI_FOLDERS[component]):
@@ -141,6 +166,13 @@ def test_missing_message_says_where_to_get_it(tmp_path):
     assert "no folder" in missing_message(entry(), [])
 
 
+def test_a_file_published_elsewhere_is_named_by_its_address():
+    text = missing_message(by_id("nlf"), [])
+    assert "https://github.com/isarandi/nlf/releases/download/v0.3.2/nlf_l_multi" in text
+    assert "Hugging Face" not in text
+    assert [e.id for e in load_manifest().files if e.url] == ["nlf"]
+
+
 def broken(change):
     content = json.loads((ROOT / MANIFEST_NAME).read_text())
     change(content)
@@ -165,6 +197,7 @@ BROKEN = {
     "sha256": (broken(edit(sha256="abc")), "64 lower-case"),
     "bytes": (broken(edit(bytes=0)), "positive number or null"),
     "climbing": (broken(edit(names=["../x"])), "stay inside"),
+    "address": (broken(edit(url="ftp://x/y")), "https://"),
     "absolute": (broken(edit(path="/etc/x")), "stay inside"),
     "no names": (broken(edit(names=[])), "stay inside"),
 }

@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
+from xicon_infer.errors import MediaError
 from xicon_infer.media.audio import read_audio
 from xicon_infer.media.container import (
     Tally,

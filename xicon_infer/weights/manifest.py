@@ -27,6 +27,9 @@ COMFYUI_FOLDERS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("text_encoders", "clip", "tokenizers"),
     "image_encoder": ("clip_vision",),
     "lora": ("loras",),
+    "pose_detector": ("detection",),
+    "pose_keypoints": ("detection",),
+    "pose_body": ("nlf", "detection"),
 }
 """Component -> sub-folders of ComfyUI's `models` folder in which people keep its files."""
 
@@ -38,7 +41,8 @@ class FileEntry:
     """One file.
 
     id: unique. component: what it is loaded as. used_by: "pipeline/preset" pairs. repo, path,
-    revision: where it is published on the Hugging Face hub; revision None for the newest.
+    revision: where it is published on the Hugging Face hub; revision None for the newest. url:
+    its whole address where it is published elsewhere, as a release on GitHub; else empty.
     size_bytes, sha256: None while unknown. licence and licence_source: terms, and where they were
     read. names: relative paths under which the same content is known, the best first; one of them
     is enough.
@@ -55,6 +59,7 @@ class FileEntry:
     licence: str
     licence_source: str
     names: tuple[str, ...]
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,9 +162,9 @@ def locate(entry: FileEntry, search_dirs: Sequence[Path]) -> Path | None:
 def missing_message(entry: FileEntry, search_dirs: Sequence[Path]) -> str:
     """Returns a sentence: which file is missing, where it was looked for, where to get it."""
     searched = ", ".join(str(folder) for folder in search_dirs) or "no folder"
+    place = entry.url or f"{entry.path} in {entry.repo} on the Hugging Face hub"
     return (
-        f"{entry.component}: {entry.names[0]} was not found (searched: {searched}). "
-        f"It is {entry.path} in {entry.repo} on the Hugging Face hub."
+        f"{entry.component}: {entry.names[0]} was not found (searched: {searched}). It is {place}."
     )
 
 
@@ -191,6 +196,7 @@ def _entry(raw: dict[str, Any]) -> FileEntry:
         licence=raw["licence"],
         licence_source=raw["licence_source"],
         names=tuple(raw["names"]),
+        url=raw.get("url", ""),
     )
 
 
@@ -218,6 +224,8 @@ def _problem(entry: FileEntry, pairs: set[str]) -> str:
         return "licence and licence_source must be given"
     if entry.component not in COMFYUI_FOLDERS:
         return f"component {entry.component!r} is not one of {', '.join(COMFYUI_FOLDERS)}"
+    if entry.url and not entry.url.startswith("https://"):
+        return "url must start with https://"
     if entry.sha256 is not None and not _SHA256.fullmatch(entry.sha256):
         return "sha256 must be 64 lower-case hexadecimal digits or null"
     if entry.size_bytes is not None and (type(entry.size_bytes) is not int or entry.size_bytes < 1):

@@ -1,0 +1,95 @@
+"""Synthetic films for the contract networks: dots in key colours where the joints are.
+
+The networks in tests/golden/scail_pose answer from colours: a box around everything magenta (or
+cyan: a second person), one dot colour per keypoint. Films are lossless, so every answer is known.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tests.media.samples import make_video
+from xicon_infer.pose.track import load_tracks
+from xicon_infer.types import Track
+
+GOLDEN = Path(__file__).parent / "golden" / "scail_pose"
+DANCE = Path(__file__).parents[1] / "examples" / "dance_fullbody.npz"
+COLOURS = json.loads((GOLDEN / "contract_colours.json").read_text())["vitpose_keypoint_rgb_uint8"]
+MAGENTA, CYAN = (255, 0, 255), (0, 255, 255)
+BODY = (0, *range(5, 17))
+"""Keypoints that get a dot: nose and limbs; those of face and hands would cover one another."""
+
+MODEL_NAMES = {
+    "yolov10_contract.onnx": "yolov10m.onnx",
+    "vitpose_contract.onnx": "vitpose_h_wholebody_model.onnx",
+    "nlf_contract.torchscript": "nlf_l_multi_0.3.2.torchscript",
+}
+
+
+def contract_models(folder: Path) -> Path:
+    """Copies the contract networks under the published names; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in MODEL_NAMES.items():
+        shutil.copy(GOLDEN / source, folder / name)
+    # The contract network has its weights inside; the published one has them beside it.
+    (folder / "vitpose_h_wholebody_data.bin").write_bytes(b"none")
+    return folder
+
+
+def dance(frames: int, fps: float = 24.0) -> np.ndarray:
+    """Returns body keypoints [F, 133, 2] of the example dance at its own speed, 0 to 1."""
+    track: Track = load_tracks(DANCE)[0]
+    height, width = track.pose.size
+    points = track.pose.keypoints / (width, height)
+    times = np.arange(frames) * float(track.fps) / fps
+    low = times.astype(int)
+    share = (times - low)[:, None, None]
+    return points[low] * (1 - share) + points[low + 1] * share
+
+
+def draw(size: tuple[int, int], persons: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Returns one frame [H, W, 3] with the persons' keypoints [133, 2] in pixels as dots."""
+    height, width = size
+    frame = np.full((height, width, 3), 128, np.uint8)
+    for colour, points in zip((MAGENTA, CYAN), persons, strict=False):
+        if points is None:
+            continue
+        body = points[list(BODY)]
+        low, high = body.min(axis=0) - 12, body.max(axis=0) + 12
+        box_width, box_height = high - low
+        radius = int(np.ceil(0.75 * 1.25 * max(box_width, 0.75 * box_height) / 48)) + 1
+        corners = [tuple(int(v) for v in corner) for corner in (low - radius, high + radius)]
+        cv2.rectangle(frame, *corners, colour, 3)
+        for index in BODY:
+            centre = tuple(round(float(v)) for v in points[index])
+            cv2.circle(frame, centre, radius, COLOURS[index], -1)
+    return frame
+
+
+def film(
+    path: Path,
+    people: Sequence[np.ndarray],
+    *,
+    size: tuple[int, int],
+    fps: int = 24,
+    present: Sequence[np.ndarray] | None = None,
+) -> Path:
+    """Writes a lossless film of persons [F, 133, 2] (0 to 1); `present` [F] hides frames."""
+    height, width = size
+    scale = np.array([width, height])
+    frames = []
+    for index in range(len(people[0])):
+        shown = [
+            person[index] * scale if present is None or present[n][index] else None
+            for n, person in enumerate(people)
+        ]
+        frames.append(draw(size, shown))
+    make_video(path, np.stack(frames), fps=Fraction(fps), codec="ffv1", pix_fmt="bgr0")
+    return path
