@@ -112,18 +112,18 @@ def test_the_real_package_finds_boxes(tiny):
     assert torch.get_num_threads() == threads
 
 
-def test_the_real_trackers_give_ids(tiny):
+@pytest.mark.parametrize("tracker", ["botsort", "bytetrack"])
+def test_the_real_trackers_give_ids(tiny, tracker):
     still = np.repeat(FRAMES[:1], 4, axis=0)
-    for tracker in ("botsort", "bytetrack"):
-        detector = UltralyticsDetector(tiny, CPU, tracker, chunk=2)
-        first = detector.detect(still)
-        assert all(i > 0 for boxes in first for i in boxes.ids)
-        assert first[0].ids
-        assert set(first[0].ids) & set(first[3].ids), tracker
-        # Identities go on over calls, and begin anew after a reset.
-        assert set(detector.detect(still)[0].ids) & set(first[3].ids)
-        detector.reset()
-        assert min(detector.detect(still)[0].ids) == 1
+    detector = UltralyticsDetector(tiny, CPU, tracker, chunk=2)
+    first = detector.detect(still)
+    assert all(i > 0 for boxes in first for i in boxes.ids)
+    assert first[0].ids
+    assert set(first[0].ids) & set(first[3].ids)
+    # Identities go on over calls, and begin anew after a reset.
+    assert set(detector.detect(still)[0].ids) & set(first[3].ids)
+    detector.reset()
+    assert min(detector.detect(still)[0].ids) == 1
 
 
 def test_the_threshold_reaches_the_package(tiny):
@@ -153,18 +153,18 @@ def test_frames_go_in_as_bgr_in_chunks(weights):
     assert "conf" not in settings
 
 
-def test_a_tracker_is_used_when_named(weights):
-    for tracker in ("botsort", "bytetrack"):
-        model = StandIn()
-        detector = UltralyticsDetector(weights, CPU, tracker, score_thr=0.3, load=lambda _: model)
-        assert detector.detect(FRAMES)[0].ids == (7,)
-        kind, _, settings = model.calls[0]
-        assert kind == "track"
-        assert settings["tracker"] == f"{tracker}.yaml"
-        assert settings["persist"] is True
-        assert settings["conf"] == 0.3
-        detector.reset()
-        assert model.resets == 1
+@pytest.mark.parametrize("tracker", ["botsort", "bytetrack"])
+def test_a_tracker_is_used_when_named(weights, tracker):
+    model = StandIn()
+    detector = UltralyticsDetector(weights, CPU, tracker, score_thr=0.3, load=lambda _: model)
+    assert detector.detect(FRAMES)[0].ids == (7,)
+    kind, _, settings = model.calls[0]
+    assert kind == "track"
+    assert settings["tracker"] == f"{tracker}.yaml"
+    assert settings["persist"] is True
+    assert settings["conf"] == 0.3
+    detector.reset()
+    assert model.resets == 1
 
 
 def test_nobody_followed_yet_has_no_id(weights):

@@ -268,3 +268,12 @@ def test_indices_that_fit_no_frame_are_refused(index):
 def test_another_network_is_refused():
     with pytest.raises(WeightsError, match=r"\[\?, 133, 64, 48\] is needed"):
         VitPose(YOLO, CPU)
+
+
+@pytest.mark.gpu
+def test_the_gpu_finds_the_same_points():
+    frame, box = dotted()[0][None], np.float32([BOX])
+    ours, scores = VitPose(VITPOSE, torch.device("cuda")).estimate(frame, [0], box)
+    expected, _ = VitPose(VITPOSE, CPU).estimate(frame, [0], box)
+    # onnxruntime may round to TF32 there.
+    assert np.abs(ours - expected)[scores > 0.3].max() < 0.5
