@@ -47,8 +47,8 @@ _RULES = """\
   ultralytics model as `--detector`.
 - The number of frames comes from the pose unless `--num-frames` is given; then a longer pose is
   cut and the last frame of a shorter one is repeated. At most 481, then lowered to 4n+1. Each such
-  change is a warning in the report. `pose` only cuts: it repeats no frame, needs no 4n+1 and has no
-  limit.
+  change is a warning in the report. `pose` only cuts: it repeats no frame, needs no 4n+1 and is
+  not held to 481.
 - Width and height are multiples of 32 and have at most 1,048,576 pixels together.
 - An option that the pipeline does not read is refused. One that has no effect in this very job,
   for example `--negative-prompt` at `--cfg 1`, gives a warning.
@@ -92,7 +92,8 @@ def _values(field: Field) -> str:
     if field.choices:
         return ", ".join(f"`{choice}`" for choice in field.choices)
     if field.kind not in ("integer", "number"):
-        return {"path": "path", "text": field.form or "text", "switch": "", "loras": "name or path"}[field.kind]
+        text = field.form or "text"
+        return {"path": "path", "text": text, "switch": "", "loras": "name or path"}[field.kind]
     words = "".join(f"`{word}` or " for word in field.also)
     step = f", multiple of {field.multiple}" if field.multiple > 1 else ""
     return f"{words}{field.low:.10g} to {_high(field)}{step}"

@@ -44,7 +44,7 @@ def run_parser() -> Parser:
 
     parser = Parser(
         prog="xicon-infer run",
-        usage="xicon-infer run --image PATH (--video PATH | --track PATH | --pose-video PATH) "
+        usage="xicon-infer run [--image PATH] (--video PATH | --track PATH | --pose-video PATH) "
         "[options]",
         description="One reference image and one dance become a video of that character dancing.",
         epilog="examples:\n"
@@ -101,7 +101,7 @@ def _argument(option: Field) -> dict[str, Any]:
         few = len(names) <= _MOST_NAMES
         metavar = "{" + ",".join(names) + "}" if few else "NAME"
         text += "" if few else ": " + ", ".join(names)
-    if option.kind != "text":  # a default prompt is too long to show
+    if option.kind != "text" or option.pattern:  # a default prompt is too long to show
         text += default
     store = "append" if option.kind == "loras" else "store"
     return {"dest": option.name, "action": store, "metavar": metavar, "help": text}

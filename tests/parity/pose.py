@@ -23,7 +23,7 @@ from tests.parity.pose_align import (
     share_of_pixels,
 )
 from tests.parity.pose_body import check_bodies
-from tests.parity.pose_chain import check_networks
+from tests.parity.pose_detect import chain_checks
 from xicon_infer.pose import cylinders, draw
 from xicon_infer.pose.camera import default_intrinsics
 from xicon_infer.pose.keypoints import Figure, to_node_figure, to_official_figure
@@ -147,7 +147,7 @@ def replay_chain_drawing(golden: Golden) -> list[Check] | None:
     frames, _ = draw_node(people, None, points, expected.shape[1:3])
     share = share_of_pixels(frames, expected, P99_LEVELS)
     drawn = Check(f"{golden.path.stem}:unaligned drawn pixels", share, CHAIN_SHARE)
-    found = [*check_bodies(golden), *check_networks(golden)]
+    found = [*check_bodies(golden), *chain_checks(golden)]
     return [drawn, *check_e2e_alignment(golden, draw_node), *found]
 
 

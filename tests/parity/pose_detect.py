@@ -37,6 +37,7 @@ ABSENT_SCORE = 0.05
 NOISE_MEAN_SHARE = 0.25
 
 CPU = torch.device("cpu")
+SHIPPED = Path(__file__).parents[1] / "golden" / "scail_pose"
 GREY = 128
 EDGE_PX = 4
 # Width and height of frames, and x1 y1 x2 y2 of the person, the second person and the other thing.
@@ -141,7 +142,7 @@ def replay_contract_colours(golden: Golden) -> list[Check] | None:
 def chain_checks(golden: Golden) -> list[Check]:
     """Returns checks of the boxes and 2-D points of an end-to-end file of the seed graph.
 
-    The contract networks must lie beside the file.
+    The contract networks lie beside the file, or travel with the tests.
     """
     networks, arrays, name = contract_networks(golden.path.parent), golden.arrays, golden.path.stem
     detector = YoloDetector(networks[640], CPU, select="reference")
@@ -170,8 +171,12 @@ def chain_checks(golden: Golden) -> list[Check]:
 
 
 def contract_networks(folder: Path) -> dict[int, Path]:
-    """Returns the ONNX files of a folder by the height of their input: 640 boxes, 256 points."""
-    found = {open_model(path, CPU).input.shape[2]: path for path in sorted(folder.glob("*.onnx"))}
+    """Returns the ONNX files of a folder by the height of their input: 640 boxes, 256 points.
+
+    A folder without any gets those that travel with the tests.
+    """
+    files = sorted(folder.glob("*.onnx")) or sorted(SHIPPED.glob("*.onnx"))
+    found = {open_model(path, CPU).input.shape[2]: path for path in files}
     return {side: path for side, path in found.items() if isinstance(side, int)}
 
 
