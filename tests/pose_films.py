@@ -93,3 +93,53 @@ def film(
         frames.append(draw(size, shown))
     make_video(path, np.stack(frames), fps=Fraction(fps), codec="ffv1", pix_fmt="bgr0")
     return path
+
+
+def dancer(
+    frames: int,
+    *,
+    size: tuple[int, int],
+    tall: float = 0.8,
+    centre: tuple[float, float] = (0.5, 0.5),
+    fps: float = 24.0,
+) -> np.ndarray:
+    """Returns the dance [F, 133, 2] with its true proportions, 0 to 1 of a frame of `size`.
+
+    The box around the body in all frames has `tall` of the height and lies around `centre`.
+    """
+    points = dance(frames, fps) * np.array(load_tracks(DANCE)[0].pose.size[::-1])
+    body = points[:, list(BODY)].reshape(-1, 2)
+    low, high = body.min(axis=0), body.max(axis=0)
+    pixels = (points - (low + high) / 2) * tall * size[0] / (high[1] - low[1])
+    return pixels / (size[1], size[0]) + np.array(centre)
+
+
+def shots(
+    people: Sequence[np.ndarray], *, size: tuple[int, int], in_front: int | None = None
+) -> np.ndarray:
+    """Returns the frames uint8 [F, H, W, 3] of a film.
+
+    The person `in_front` hides what lies behind their box; without one, dots shine through.
+    """
+    scale = np.array([size[1], size[0]])
+    if in_front is None:
+        return np.stack([draw(size, [p[i] * scale for p in people]) for i in range(len(people[0]))])
+    frames = []
+    for index in range(len(people[0])):
+        shown = [person[index] * scale for person in people]
+        behind = draw(size, [None if n == in_front else p for n, p in enumerate(shown)])
+        front = draw(size, [p if n == in_front else None for n, p in enumerate(shown)])
+        rows, columns = np.nonzero((front != 128).any(axis=2))
+        box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+        behind[box] = front[box]
+        frames.append(behind)
+    return np.stack(frames)
+
+
+def save_shots(path: Path, frames: np.ndarray, **options: object) -> Path:
+    """Writes frames without loss: H.264 in RGB for MP4, which has a display matrix, else FFV1."""
+    if path.suffix == ".mp4":
+        given = {"codec": "libx264rgb", "pix_fmt": "rgb24", "options": {"qp": "0"}}
+    else:
+        given = {"codec": "ffv1", "pix_fmt": "bgr0"}
+    return make_video(path, frames, **(given | options))

@@ -62,6 +62,59 @@ def test_crossing_persons_keep_their_identity(body, fps, hidden_s):
     assert [p.present.tolist() for p in people] == [s.tolist() for s in seen]
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("body", [True, False])
+def test_noise_and_missed_frames_do_no_harm(body, seed):
+    draw = np.random.default_rng(seed)
+    noisy, seen = [], []
+    for track in crossing(depths=(4000.0, 4300.0)):
+        pose = replace(
+            track.pose,
+            keypoints=track.pose.keypoints + draw.normal(0, 3, (72, 133, 2)).astype(np.float32),
+            bboxes=track.pose.bboxes + draw.normal(0, 6, (72, 4)).astype(np.float32),
+        )
+        # A depth is wrong by a few in a hundred; where it is seen is not.
+        depth = 1 + draw.normal(0, 0.04, (72, 1, 1)).astype(np.float32)
+        noisy.append(Track(pose, replace(track.body, joints=track.body.joints * depth), track.fps))
+        seen.append(draw.random(72) > 0.1)
+    people = run(observe(noisy, seen, body=body), noisy[0])
+    assert sorted(identities(people, noisy)) == EACH_ALONE
+
+
+@pytest.mark.parametrize("body", [True, False])
+@pytest.mark.parametrize("first", [0, 27])
+def test_both_unseen_while_they_cross_come_out_where_they_were_going(body, first):
+    # Six metres per second towards one another; seen for a second, or for three frames alone.
+    tracks = [
+        walker(lambda t: -4625 + 3000 * t, seconds=2.5, depth=9000),
+        walker(lambda t: 4625 - 3000 * t, seconds=2.5, depth=9000),
+    ]
+    seen = absent(60, (0, first), (30, 40))
+    people = run(observe(tracks, [seen, seen], body=body), tracks[0])
+    assert identities(people, tracks) == EACH_ALONE
+
+
+def test_the_body_shows_the_speed_of_who_goes_behind_a_pillar():
+    tracks = [
+        walker(lambda t: -1500 + 1200 * t, depth=4000),
+        walker(lambda t: 1500 - 1200 * t, depth=4000),
+    ]
+    left, right = 480, 800
+    clipped, seen = [], []
+    for track, side in zip(tracks, (2, 0), strict=True):
+        boxes = track.pose.bboxes.copy()
+        full = boxes[:, 2] - boxes[:, 0]
+        going_in = np.arange(72) < 30
+        edge = left if side == 2 else right
+        cut = np.minimum if side == 2 else np.maximum
+        boxes[going_in, side] = cut(boxes[going_in, side], edge)
+        seen.append(~going_in | (boxes[:, 2] - boxes[:, 0] > 0.3 * full))
+        seen[-1] &= np.abs(np.arange(72) - 30) > 6
+        clipped.append(replace(track, pose=replace(track.pose, bboxes=boxes)))
+    people = run(observe(clipped, seen), tracks[0])
+    assert identities(people, tracks) == EACH_ALONE
+
+
 def test_the_real_dance_keeps_its_identity():
     tracks = pair_with_dancer()
     seen = hidden_while_crossing(tracks, 0.4)
@@ -115,6 +168,13 @@ def test_who_returns_in_time_is_the_same_person(away_s, persons, body):
     people = run(observe([track], [seen], body=body), track)
     assert len(people) == persons
     assert sum(p.present.sum() for p in people) == seen.sum()
+
+
+def test_nobody_keeps_walking_out_of_the_picture():
+    # Fast to the border and back: straight on for 1.5 s would be metres away.
+    track = walker(lambda t: 600 - 1800 * min(t, 1), seconds=5)
+    people = run(observe([track], [absent(120, (24, 60))]), track)
+    assert len(people) == 1
 
 
 def test_the_time_to_return_follows_the_option():
@@ -213,6 +273,13 @@ def test_one_frame_is_enough_for_a_film_of_one_frame():
     assert [p.present.tolist() for p in people] == [[True], [True]]
     # From left to right, whatever the order of the detector.
     assert people[0].track.pose.bboxes[0, 0] < people[1].track.pose.bboxes[0, 0]
+
+
+def test_half_of_a_short_film_is_enough():
+    track = walker(lambda t: 0.0)
+    for frames, persons in ((2, 1), (1, 0)):
+        film = observe([track], [absent(72, (frames, 72))])[:4]
+        assert len(run(film, track)) == persons
 
 
 def test_nobody_at_all_gives_nobody():

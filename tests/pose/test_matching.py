@@ -49,16 +49,32 @@ def test_nobody_is_paired_with_nobody():
     assert pair(nobody, someone, age_s=np.zeros(0), frame_s=0.04) == []
 
 
-@pytest.mark.parametrize(("move", "age", "same"), [(20, 0.04, 1), (80, 0.04, 0), (80, 0.8, 1)])
+@pytest.mark.parametrize(
+    ("move", "age", "same"),
+    [(20, 0.04, 1), (80, 0.04, 0), (80, 0.8, 1), (280, 1.9, 1), (330, 1.9, 0)],
+)
 def test_the_allowed_move_grows_with_time(move, age, same):
-    there = look([(move, 0, 60 + move, 200)], shift=[(move, 0)])
-    (choice,) = pair(look([BOX]), there, age_s=np.array([age]), frame_s=0.04)
+    there = look([(move, 0, 60 + move, 200)], shift=[(move, 0)], depths=[3000])
+    here = look([BOX], depths=[3000])
+    (choice,) = pair(here, there, age_s=np.array([age]), frame_s=0.04)
     assert choice == same - 1
+
+
+def test_more_unlike_is_allowed_for_who_was_away():
+    # Same place and size, another pose and depth.
+    there = look([(10, 0, 70, 200)], shift=[(300, 0)], depths=[9000])
+    here = look([BOX], depths=[3000])
+    middle = look([(30, 0, 90, 200)], shift=[(300, 0)], depths=[9000])
+    assert pair(here, there, age_s=np.array([0.04]), frame_s=0.04) == [0]
+    assert pair(here, middle, age_s=np.array([0.04]), frame_s=0.04) == [-1]
+    assert pair(here, middle, age_s=np.array([0.6]), frame_s=0.04) == [0]
 
 
 def test_size_and_identity_can_forbid_a_pair():
     ages = np.array([0.04])
-    assert pair(look([BOX]), look([(0, 0, 30, 75)]), age_s=ages, frame_s=0.04) == [-1]
+    for height, choice in ((82, 0), (78, -1)):
+        small = (20, 100 - height / 2, 40, 100 + height / 2)
+        assert pair(look([BOX]), look([small]), age_s=ages, frame_s=0.04) == [choice]
     for first, second, choice in ((1, 2, -1), (1, 1, 0), (-1, 2, 0), (1, -1, 0)):
         pairs = pair(look([BOX], ids=[first]), look([BOX], ids=[second]), age_s=ages, frame_s=0.04)
         assert pairs == [choice]
@@ -99,3 +115,12 @@ def test_bodies_and_identities_keep_persons_apart():
 def test_boxes_alone_must_be_all_but_the_same():
     assert find_duplicates(look([BOX, (2, 0, 62, 200)], score=0.1)) == [1]
     assert find_duplicates(look([BOX, (15, 0, 75, 200)], score=0.1)) == []
+
+
+def test_a_few_common_points_do_not_decide():
+    boxes, half = [BOX, (15, 0, 75, 200)], look([BOX, (15, 0, 75, 200)])
+    assert find_duplicates(half) == [1]
+    for points, expected in ((4, [1]), (3, [])):
+        few = half.points.copy()
+        few[:, points:] = np.nan
+        assert find_duplicates(look(boxes)._replace(points=few)) == expected

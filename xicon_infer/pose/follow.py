@@ -33,7 +33,7 @@ REIDENTIFY_S = 2.0
 MIN_SEEN_S = 0.15
 """Somebody seen for a shorter time, in seconds, is a mistake of the detector."""
 
-# Velocity and depth are means over about this time: shorter follows noise, longer misses turns.
+# A velocity is a mean over about this time: shorter follows noise, longer misses turns.
 _RECENT_S = 0.2
 # Nobody keeps walking straight for longer than this while unseen.
 _COAST_S = 0.5
@@ -91,9 +91,6 @@ class _Person:
         self.history = [seen]
         self.detector_id = seen.detector_ids[0]
         self._velocity = np.zeros(2)
-        # Depth of the pelvis, millimetres, not a number before a body was seen. Single values
-        # are noisy, so it is a running mean; nobody's depth is thought to change while unseen.
-        self._depth = _look(seen).pelvis[0, 2]
         self._steps = 0
 
     def update(self, frame: int, seen: _Seen, *, fps: float, intrinsics: Float32Array) -> None:
@@ -104,11 +101,6 @@ class _Person:
         moved = _moved(_look(self.history[-1]), _look(seen), intrinsics) / elapsed
         # A plain mean at first, so that the zero before the first step has no weight.
         self._velocity += max(share, 1 / self._steps) * (moved - self._velocity)
-        depth = _look(seen).pelvis[0, 2]
-        if np.isnan(self._depth):
-            self._depth = depth
-        elif np.isfinite(depth):
-            self._depth += share * (depth - self._depth)
         self.frames.append(frame)
         self.history.append(seen)
         if seen.detector_ids[0] >= 0:
@@ -118,8 +110,9 @@ class _Person:
         """Returns how the person should look at a later frame."""
         last = _look(self.history[-1])
         shift = self._velocity * min((frame - self.frames[-1]) / fps, _COAST_S)
-        pelvis = last.pelvis * (self._depth / last.pelvis[:, 2:])
-        pelvis[:, :2] += shift * self._depth / intrinsics[[0, 1], [0, 1]]
+        # Across the line of sight only: depths are too noisy for a speed.
+        pelvis = last.pelvis.copy()
+        pelvis[:, :2] += shift * pelvis[:, 2:] / intrinsics[[0, 1], [0, 1]]
         return Look(
             last.bboxes + np.tile(shift, 2),
             last.points + shift,

@@ -41,6 +41,7 @@ from xicon_infer.pose.track import (
     fill_gaps,
     hide_unreliable,
 )
+from xicon_infer.pose.trust import hide_loose_parts
 from xicon_infer.types import Float32Array, Progress, Track, UInt8Array
 
 RenderMode = Literal["full_then_half", "half", "full"]
@@ -210,6 +211,7 @@ def _prepare(track: Track, options: RenderOptions) -> Track:
     """Returns the track as it will be drawn: gaps closed, guesses and absent persons hidden."""
     track = fill_gaps(drop_unusable(track), options.max_gap_s)
     if options.kp_score_thr > 0:
+        track = hide_loose_parts(track, options.kp_score_thr)
         track = hide_unreliable(track, options.kp_score_thr)
     return track
 

@@ -68,7 +68,8 @@ def choose(
         )
     rule = subject if isinstance(subject, str) and subject != "all" else "auto"
     values = [_value(person, rule, size) for person in people]
-    ranked = sorted(range(len(people)), key=lambda index: (-values[index], index))
+    # Sorting is stable: equal ones stay in order.
+    ranked = sorted(range(len(people)), key=lambda index: -values[index])
     if isinstance(subject, int):
         ranked.remove(subject)
         ranked.insert(0, subject)
