@@ -330,11 +330,12 @@ def _write(job: Job, motion: Motion, recorder: Recorder, device: torch.device) -
             write_json(temporary["openpose"], to_openpose(motion.driving))
             if "sheet" in paths:
                 rows: list[Row] = [
-                    (name, np.stack(sampler.kept))
+                    (f"{name}, {len(sampler.kept)} of {count}", np.stack(sampler.kept))
                     for name, sampler in samplers.items()
                     if sampler.kept
                 ]
-                save_contact_sheet(temporary["sheet"], rows)
+                numbers = moments(count, SHEET_COLUMNS)
+                save_contact_sheet(temporary["sheet"], rows, fps=fps, numbers=numbers)
         return finish(
             job,
             recorder,

@@ -56,7 +56,7 @@ def test_frames_are_those_of_the_moments():
 
 @pytest.mark.parametrize(
     "change",
-    [{"columns": 3}, {"cell_height": 50}, {"fps": Fraction(24)}],
+    [{"columns": 3}, {"cell_height": 50}, {"fps": Fraction(24)}, {"numbers": [3, 9, 27]}],
 )
 def test_every_option_changes_the_sheet(change):
     options = {"columns": 4, "cell_height": 60}

@@ -223,7 +223,7 @@ def test_profiling_executor_is_on_for_the_call_and_restored(before, nlf, tmp_pat
 
 
 def test_licence_is_logged_at_loading(caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO, "xicon_infer.pose.nlf"):
         network = Nlf(MODEL, CPU)
         frames, boxes, _ = films("two", "two")
         network.estimate(frames, boxes)

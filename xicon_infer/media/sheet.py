@@ -48,6 +48,7 @@ def contact_sheet(
     columns: int = 8,
     cell_height: int = 200,
     fps: Fraction | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> UInt8Array:
     """Returns one picture that shows each row's clip at equal steps of time.
 
@@ -56,6 +57,7 @@ def contact_sheet(
         columns: moments to show; less are shown if no row has so many frames.
         cell_height: height of a picture on the sheet, in pixels.
         fps: frames per second, for the times; None leaves them out.
+        numbers: of the frames given, where they were taken from longer clips; None counts them.
 
     Returns:
         uint8 [H, W, 3].
@@ -83,7 +85,8 @@ def contact_sheet(
             box = (left, line.top + _CAPTION, width, line.height)
             _draw_cell(sheet, line.frames[index], box)
             if len(line.frames) > 1:
-                _draw_footer(sheet, index, fps, box)
+                number = numbers[index] if numbers and index < len(numbers) else index
+                _draw_footer(sheet, number, fps, box)
     return np.array(sheet)
 
 
@@ -94,6 +97,7 @@ def save_contact_sheet(
     columns: int = 8,
     cell_height: int = 200,
     fps: Fraction | None = None,
+    numbers: Sequence[int] | None = None,
     field: str = "output",
 ) -> None:
     """Writes `contact_sheet` as PNG.
@@ -102,7 +106,7 @@ def save_contact_sheet(
         MediaError: DISK_FULL or MEDIA_WRITE.
         InvalidRequest: as `contact_sheet`.
     """
-    sheet = contact_sheet(rows, columns=columns, cell_height=cell_height, fps=fps)
+    sheet = contact_sheet(rows, columns=columns, cell_height=cell_height, fps=fps, numbers=numbers)
     write_png(path, sheet, field=field)
 
 

@@ -92,7 +92,7 @@ class Nlf:
         name = _method(self._model, path, own_detector=own_detector)
         self.uses_boxes = name == _OUR_BOXES
         self._call = getattr(self._model, name)
-        logger.warning(LICENCE_NOTE)
+        logger.info(LICENCE_NOTE)
 
     def estimate(
         self, frames: UInt8Array, boxes: Sequence[Boxes], intrinsics: FloatArray | None = None
