@@ -33,7 +33,13 @@ from xicon_infer.weights.keymaps_encoders import (
     map_text_encoder,
     sentencepiece_bytes,
 )
-from xicon_infer.weights.manifest import FileEntry, files_for, locate, missing_message
+from xicon_infer.weights.manifest import (
+    FileEntry,
+    fetch_command,
+    files_for,
+    locate,
+    missing_message,
+)
 from xicon_infer.weights.strict import DtypePolicy, dit_policy, load_strict
 
 State = Mapping[str, Tensor]
@@ -149,8 +155,8 @@ def find_files(entries: list[FileEntry], search_dirs: tuple[Path, ...]) -> dict[
     if missing:
         raise WeightsError(
             " ".join(missing_message(entry, search_dirs) for entry in missing)
-            + " Put the files into one folder and name it with --models-dir or XICON_MODELS_DIR, "
-            "or try --preset tiny.",
+            + f" One command gets them: {fetch_command(missing)} ; then give --models-dir models "
+            "(or set XICON_MODELS_DIR). Or try --preset tiny.",
             field="models_dir",
         )
     return {component: path for component, path in found.items() if path is not None}

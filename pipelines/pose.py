@@ -35,7 +35,13 @@ from xicon_infer.pose.track import fill_gaps
 from xicon_infer.pose.ultralytics_detector import UltralyticsDetector
 from xicon_infer.pose.vitpose import VitPose
 from xicon_infer.types import Float32Array, PoseTrack, Progress, Track, UInt8Array
-from xicon_infer.weights.manifest import FileEntry, load_manifest, locate, missing_message
+from xicon_infer.weights.manifest import (
+    FileEntry,
+    fetch_command,
+    load_manifest,
+    locate,
+    missing_message,
+)
 
 BATCH = 16
 """Frames that go through the networks together."""
@@ -134,8 +140,8 @@ def model_paths(options: PoseModelOptions, search_dirs: tuple[Path, ...]) -> dic
     if missing:
         raise WeightsError(
             " ".join(missing_message(entry, search_dirs) for entry in missing)
-            + " Put the files into one folder and name it with --models-dir or XICON_MODELS_DIR, "
-            "or give the motion with --pose-video or --track.",
+            + f" One command gets them: {fetch_command(missing)} ; then give --models-dir models "
+            "(or set XICON_MODELS_DIR), or give the motion with --pose-video or --track.",
             field="models_dir",
         )
     names = [options.body, options.keypoint_model]

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+import weakref
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +20,7 @@ import cv2
 import numpy as np
 
 from tests.media.samples import make_video
+from xicon_infer.pose.observations import Bodies, Boxes
 from xicon_infer.pose.track import load_tracks
 from xicon_infer.types import Track
 
@@ -143,3 +148,48 @@ def save_shots(path: Path, frames: np.ndarray, **options: object) -> Path:
     else:
         given = {"codec": "ffv1", "pix_fmt": "bgr0"}
     return make_video(path, frames, **(given | options))
+
+
+class CountingNetworks:
+    """Take the place of all three networks and count the frames on the way and in memory."""
+
+    def __init__(self, slow: str) -> None:
+        self.slow, self.read, self.finished, self.alive = slow, 0, 0, 0
+        self.most = Counter()
+        self.lock = threading.Lock()
+
+    def watch(self, pixels: np.ndarray, count: int) -> None:
+        self._change(count)
+        weakref.finalize(pixels, self._change, -count)
+
+    def _change(self, by: int) -> None:
+        with self.lock:
+            self.alive += by
+            waiting = self.read - self.finished
+            self.most |= Counter(alive=self.alive, waiting=waiting)
+
+    def _pause(self, stage: str) -> None:
+        time.sleep(0.002 if self.slow == stage else 0)
+
+    def film(self, frames: int):
+        for _ in range(frames):
+            frame = np.zeros((4, 4, 3), np.uint8)
+            self.read += 1
+            self.watch(frame, 1)
+            yield frame
+
+    def detect(self, frames):
+        self.watch(frames, len(frames))
+        self._pause("detector")
+        box = np.array([[0, 0, 4, 4]], np.float32)
+        return [Boxes(box, np.ones(1, np.float32), (-1,)) for _ in frames]
+
+    def estimate(self, frames, second, third):
+        if isinstance(second[0], int):
+            self._pause("keypoints")
+            count = len(third)
+            return np.ones((count, 133, 2), np.float32), np.ones((count, 133), np.float32)
+        self._pause("bodies")
+        self.finished += len(frames)
+        joints, doubt = np.ones((1, 24, 3), np.float32), np.zeros((1, 24), np.float32)
+        return [Bodies(joints, doubt) for _ in frames]

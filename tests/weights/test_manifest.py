@@ -11,6 +11,7 @@ from xicon_infer.errors import InvalidRequest, WeightsError
 from xicon_infer.weights.manifest import (
     COMFYUI_FOLDERS,
     MANIFEST_NAME,
+    fetch_command,
     files_for,
     load_manifest,
     locate,
@@ -208,3 +209,20 @@ def test_broken_manifests(tmp_path, case):
     content, message = BROKEN[case]
     with pytest.raises(WeightsError, match=message):
         load_manifest(put(tmp_path / "m.json", content))
+
+
+def test_the_fetch_command_puts_files_where_they_are_found(tmp_path):
+    entries = [e for e in load_manifest().files if e.id in ("yolov10m", "nlf", "wan-vae")]
+    command = fetch_command(entries, str(tmp_path))
+    assert command.count(" && ") == 2
+    for step in command.split(" && "):
+        words = step.split()
+        if words[0] == "hf":
+            assert words[:2] == ["hf", "download"]
+            made = Path(words[words.index("--local-dir") + 1]) / words[3]
+        else:
+            assert words[0] == "curl"
+            made = Path(words[words.index("-o") + 1])
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_bytes(b"content")
+    assert all(locate(entry, [tmp_path]) for entry in entries)

@@ -168,6 +168,22 @@ def missing_message(entry: FileEntry, search_dirs: Sequence[Path]) -> str:
     )
 
 
+def fetch_command(entries: Sequence[FileEntry], folder: str = "models") -> str:
+    """Returns one shell command that gets files into a folder where `locate` finds them.
+
+    Args:
+        entries: the files.
+        folder: where to put them.
+    """
+    steps = [
+        f"curl -L --create-dirs -o {folder}/{entry.names[0]} {entry.url}"
+        if entry.url
+        else f"hf download {entry.repo} {entry.path} --local-dir {folder}"
+        for entry in entries
+    ]
+    return " && ".join(steps)
+
+
 def _candidates(entry: FileEntry, folder: Path) -> Iterator[Path]:
     yield folder / entry.repo / entry.path
     yield folder / entry.path
