@@ -9,7 +9,8 @@ Every person is followed first and the subject chosen then, so that it never cha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -192,10 +193,11 @@ def observe(
         PoseError: nobody is in any frame.
     """
     seen: list[Observation] = []
-    stages = _bodies(_keypoints(_boxes(_batches(frames), models), models), models)
-    for observations in stages:
-        seen += observations
-        progress.step(len(seen), max(total, len(seen)), "frame")
+    # Closed at once when the job is stopped: an error that somebody keeps must not keep threads.
+    with closing(_bodies(_keypoints(_boxes(_batches(frames), models), models), models)) as stages:
+        for observations in stages:
+            seen += observations
+            progress.step(len(seen), max(total, len(seen)), "frame")
     if not any(len(observation.boxes.bboxes) for observation in seen):
         raise PoseError(
             f"no person was found in any of the {len(seen)} frames of the driving video; use a "
@@ -307,7 +309,9 @@ def _keypoints(batches: Iterable[_Seen], models: PoseModels) -> Iterator[_Pointe
     return ahead(look(frames, boxes) for frames, boxes in batches)
 
 
-def _bodies(batches: Iterable[_Pointed], models: PoseModels) -> Iterator[list[Observation]]:
+def _bodies(
+    batches: Iterable[_Pointed], models: PoseModels
+) -> Generator[list[Observation], None, None]:
     for frames, boxes, points, scores in batches:
         camera = default_intrinsics(*frames.shape[1:3]).astype(np.float32)
         bodies = models.bodies.estimate(frames, boxes, camera)

@@ -29,6 +29,7 @@ from pipelines.pose import (
     observe,
 )
 from pipelines.pose_cache import cache_key, load_observations, save_observations
+from xicon_infer.errors import MediaError
 from xicon_infer.job import Job
 from xicon_infer.media.image import Sizing, load_image, resize_frames
 from xicon_infer.media.selection import Selection
@@ -39,7 +40,7 @@ from xicon_infer.media.write import atomic_path, write_json, write_video
 from xicon_infer.pose.observations import Bodies, Boxes, Observation
 from xicon_infer.pose.openpose import to_openpose
 from xicon_infer.pose.render import RenderOptions, iter_render_track
-from xicon_infer.pose.track import save_tracks
+from xicon_infer.pose.track import MAX_FRAMES, save_tracks
 from xicon_infer.runtime import Recorder, cache_dir, models_dirs
 from xicon_infer.service_files import finish, read_tracks
 from xicon_infer.types import PoseTrack, Progress, Result, Track, UInt8Array
@@ -222,14 +223,20 @@ def _observations(
     if job.pose_cache and (kept := load_observations(folder, key)) is not None:
         progress.step(len(kept), len(kept), "frame")
         return kept
-    models = lazy.loaded
     info = probe(job.video, limits=POSE_LIMITS, field="video")
     expected = int(info.duration_s * float(selection.loaded_rate(info.fps)))
     total = min(expected, selection.frame_load_cap or expected)
+    if total > MAX_FRAMES:
+        raise MediaError(
+            f"'video' gives about {total} frames; the pose stage takes at most {MAX_FRAMES}. Use "
+            "--max-frames, --select-every-nth or a lower --fps",
+            field="video",
+            code="VIDEO_TOO_LONG",
+        )
     frames = iter_frames(
         job.video, selection=selection, size=sizing, limits=POSE_LIMITS, warn=progress.warn
     )
-    observations = observe(frames, models, progress, total)
+    observations = observe(frames, lazy.loaded, progress, total)
     if job.pose_cache:
         save_observations(folder, key, observations)
     return observations

@@ -30,6 +30,15 @@ def nothing_left(path: Path, timing: Timing, selection: Selection, field: str) -
     )
 
 
+def tell_rate(timing: Timing, field: str, tell: Callable[[str], None]) -> None:
+    """Says that a variable frame rate was made constant."""
+    if timing.variable:
+        tell(
+            f"'{field}' has a variable frame rate; frames were repeated or dropped to make it "
+            f"{float(timing.fps):.3f} frames per second"
+        )
+
+
 def tell_damage(timing: Timing, tally: Tally, field: str, tell: Callable[[str], None]) -> None:
     """Says what of a file could not be read."""
     bad = tally.lost + tally.partial

@@ -30,7 +30,7 @@ from xicon_infer.media.container import (
     turn_of,
     video_stream,
 )
-from xicon_infer.media.findings import nothing_left, tell_damage, tell_oddities
+from xicon_infer.media.findings import nothing_left, tell_damage, tell_oddities, tell_rate
 from xicon_infer.media.image import Sizing, fit_frame, resized_size
 from xicon_infer.media.selection import Selection
 from xicon_infer.media.source import DEFAULT_LIMITS, MediaLimits
@@ -142,12 +142,7 @@ def read_clip(
     """
     tell = _once(warn)
     source = _Opened(Path(path), _timing(path, limits, field), limits, field)
-    if source.timing.variable:
-        fps = float(source.timing.fps)
-        tell(
-            f"'{field}' has a variable frame rate; frames were repeated or dropped to make it "
-            f"{fps:.3f} frames per second"
-        )
+    tell_rate(source.timing, field, tell)
     frames = _read_frames(source, selection, size, tell, step)
     audio = _read_sound(source, selection, tell) if with_audio else None
     return Clip(frames, selection.loaded_rate(source.timing.fps), audio)
@@ -179,7 +174,8 @@ def iter_frames(
         uint8 [H, W, 3]; a repeated frame is the same array.
     """
     source = _Opened(Path(path), _timing(path, limits, field), limits, field)
-    tell, tally, count = warn or (lambda message: None), Tally(), 0
+    tell, tally, count = _once(warn), Tally(), 0
+    tell_rate(source.timing, field, tell)
     for frame in _selected(source, selection, size, tally, tell, True):
         count += 1
         yield frame

@@ -330,7 +330,9 @@ def _intersect(scene: _Scene, capsule: Tensor, ray: Tensor) -> tuple[Tensor, Ten
         s = torch.where(root >= 0, torch.minimum(s, cap), s)
     depth = t0 + s
     far = max(min(scene.depths[1], _FAR_MM[1]), _FAR_MM[0])
-    return torch.where((depth > 0) & (depth <= far), depth, torch.inf), s, o
+    # Differs from the reference, which compares the length of the ray: it lost the limbs of a
+    # small figure at the side of the picture, whose rays are longer than its depth.
+    return torch.where((depth > 0) & (depth * ray[:, 2] <= far), depth, torch.inf), s, o
 
 
 def _shade(scene: _Scene, capsule: Tensor, ray: Tensor, depth: Tensor, hit: Tensor) -> Tensor:
