@@ -11,7 +11,8 @@ import torch
 
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.media.image import resize_frames
-from xicon_infer.pose.render import RenderOptions, halve, iter_render_track
+from xicon_infer.ops.pixels import half_size
+from xicon_infer.pose.render import RenderOptions, iter_render_track
 from xicon_infer.types import Clip, Fit, Progress, Track, UInt8Array
 
 CHUNK = 16
@@ -93,7 +94,7 @@ def _pose_chunks(
             resized = resize_frames(
                 part, width=width, height=height, fit=options.fit, pad_color=(0, 0, 0)
             )
-            yield halve(resized)
+            yield half_size(resized)
         return
     render = RenderOptions(
         mode=options.render,

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from tests.pose.people import make_track, moved, with_scores, without_body
 from xicon_infer.errors import InvalidRequest, PoseError
+from xicon_infer.ops.pixels import half_size
 from xicon_infer.pose.camera import default_intrinsics
 from xicon_infer.pose.cylinders import render_bodies
 from xicon_infer.pose.draw import composite, draw_overlay
 from xicon_infer.pose.keypoints import to_node_figure
-from xicon_infer.pose.render import RenderOptions, halve, iter_render_track, render_track
+from xicon_infer.pose.render import RenderOptions, iter_render_track, render_track
 from xicon_infer.pose.skeleton import FACE, RIGHT_HAND
 from xicon_infer.pose.track import load_tracks, resample_track
 from xicon_infer.types import SilentProgress
@@ -82,9 +83,9 @@ def test_halving_rounds_the_mean(frames, height, width):
     random = np.random.default_rng(frames + 10 * height + 100 * width)
     video = random.integers(0, 256, (frames, 2 * height, 2 * width, 3), dtype=np.uint8)
     means = video.reshape(frames, height, 2, width, 2, 3).mean(axis=(2, 4))
-    assert np.array_equal(halve(video), np.floor(means + 0.5).astype(np.uint8))
+    assert np.array_equal(half_size(video), np.floor(means + 0.5).astype(np.uint8))
     flat = np.full_like(video, 255)
-    assert (halve(flat) == 255).all()
+    assert (half_size(flat) == 255).all()
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(6, 0), (0, -8), (-4, 10)])

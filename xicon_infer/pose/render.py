@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from xicon_infer.errors import InvalidRequest, PoseError
+from xicon_infer.ops.pixels import half_size
 from xicon_infer.pose.camera import (
     CanvasFit,
     Float64Array,
@@ -165,13 +166,6 @@ def iter_render_track(
     return _draw_plan(_make_plan(tracks, (height, width), options), options, device)
 
 
-def halve(frames: UInt8Array) -> UInt8Array:
-    """Returns frames uint8 [F, H, W, C] at half the size: rounded means of 2 x 2 pixels."""
-    wide = frames.astype(np.uint16)
-    rows = wide[:, 0::2] + wide[:, 1::2]
-    return ((rows[:, :, 0::2] + rows[:, :, 1::2] + 2) >> 2).astype(np.uint8)
-
-
 def _make_plan(tracks: Sequence[Track], size: tuple[int, int], options: RenderOptions) -> _Plan:
     for name, value in zip(("height", "width"), size, strict=True):
         if value <= 0 or value % SIZE_MULTIPLE:
@@ -221,7 +215,7 @@ def _draw_plan(
 ) -> Iterator[UInt8Array]:
     for first in range(0, len(plan.joints), options.chunk):
         frames = _draw_frames(plan, first, options, device)
-        yield halve(frames) if options.mode == "full_then_half" else frames
+        yield half_size(frames) if options.mode == "full_then_half" else frames
 
 
 def _draw_frames(
