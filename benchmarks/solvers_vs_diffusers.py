@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.pose_render import commit, processor
 from xicon_infer.sampling.schedule import make_schedule
 from xicon_infer.sampling.solvers import make_solver
 
@@ -56,9 +58,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {
-        "machine": platform.processor() or platform.machine(),
+        "command": "python -m benchmarks.solvers_vs_diffusers",
+        "commit": commit(),
+        "machine": processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "diffusers": version("diffusers"),
         "import_seconds": import_seconds(),
         "samplers": [compare(name) for name in library()],
     }

@@ -331,10 +331,19 @@ def make_predict(
             return velocity(latents, timestep, step, slice(None))
         found, weights = weighted_windows(options.context, step, latents.shape[2])
         return fused_windows(
-            lambda part, window: velocity(part, timestep, step, window), latents, found, weights
+            lambda part, window: velocity(part, timestep, step, as_span(window)),
+            latents,
+            found,
+            weights,
         )
 
     return predict
+
+
+def as_span(frames: list[int]) -> list[int] | slice:
+    """Returns neighbouring frames as a slice: a list would be sent to the device at every use."""
+    first, last = frames[0], frames[-1]
+    return slice(first, last + 1) if frames == list(range(first, last + 1)) else frames
 
 
 def batch_guidance(conditioning: ScailConditioning, options: ScailOptions) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.components import load_tiny
-from pipelines.scail import ScailOptions, encode_conditioning, sample
+from pipelines.scail import ScailOptions, as_span, encode_conditioning, sample
 from xicon_infer.sampling.windows import ContextOptions
 from xicon_infer.types import SilentProgress, latent_frames
 
@@ -88,3 +88,13 @@ def test_every_window_is_one_forward(parts):
     cut = ContextOptions(schedule="static_standard", frames=17, overlap=4)
     assert latent_frames(33) == 9
     assert count(parts, 33, context=cut)[1] == 2 * STEPS
+
+
+def test_windows_of_neighbours_are_views_of_the_pose(parts):
+    assert as_span([3, 4, 5]) == slice(3, 6)
+    assert as_span([7]) == slice(7, 8)
+    assert as_span([5, 6, 0]) == [5, 6, 0]
+    assert as_span([0, 2, 4]) == [0, 2, 4]
+    cut = ContextOptions(schedule="static_standard", frames=17, overlap=4, freenoise=False)
+    seen, _ = count(parts, 33, context=cut)
+    assert seen["index"] == 0
