@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -140,9 +140,7 @@ def run_pose_job(job: Job, recorder: Recorder, device: torch.device) -> Result:
         motion = find_motion(job, image, size, recorder)
     else:
         assert job.track is not None
-        driving = probe(job.video, field="video") if job.video else None
-        rate = job.frame_rate or (driving.fps if driving else None)
-        tracks = read_tracks(job.track, replace(motion_selection(job), force_rate=rate))
+        tracks = read_tracks(job.track, motion_selection(job))
         motion = Motion(tracks, tracks, {})
     return _write(job, motion, recorder, device)
 
