@@ -48,7 +48,7 @@ BATCH = 16
 """Frames that go through the networks together."""
 
 CPU_CHUNK = 2
-"""Frames the detector stretches together on a CPU; 16 leave its cache and take twice as long."""
+"""Frames the detector stretches together on a CPU; 16 leave its cache and take longer."""
 
 MAX_PERSONS = 6
 """Persons of a frame that are looked at; the largest of a crowd."""
