@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xicon_infer.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from pipelines.components import LoadOptions
+    from pipelines.components import Components
+    from pipelines.loading import LoadOptions
     from pipelines.scail import ScailPipeline
+    from pipelines.steady_dancer import SteadyDancerPipeline
+    from pipelines.wan_video import WanVideoPipeline
+
+    Pipeline = ScailPipeline | SteadyDancerPipeline | WanVideoPipeline
 
 TINY = "tiny"
 
+NAMES = ("scail", "steady_dancer", "wan_i2v", "wan_t2v")
 
-def build_pipeline(
-    name: str, preset: str = TINY, options: LoadOptions | None = None
-) -> ScailPipeline:
+
+def build_pipeline(name: str, preset: str = TINY, options: LoadOptions | None = None) -> Pipeline:
     """Returns a pipeline with its components loaded.
 
     Args:
-        name: "scail".
+        name: "scail", "steady_dancer", "wan_i2v" or "wan_t2v".
         preset: "tiny" (generated weights), or a preset of `weights_manifest.json`.
         options: device, precision, folders and LoRAs; float32 on the CPU if None.
 
@@ -27,11 +32,26 @@ def build_pipeline(
         InvalidRequest: there is no such pipeline.
         WeightsError: a file is missing or does not fit.
     """
-    if name != "scail":
-        raise InvalidRequest(f"'pipeline' must be 'scail', got {name!r}", field="pipeline")
-    from pipelines.components import LoadOptions, load_preset, load_tiny
-    from pipelines.scail import ScailPipeline
+    if name not in NAMES:
+        allowed = ", ".join(NAMES)
+        raise InvalidRequest(f"'pipeline' must be one of {allowed}, got {name!r}", field="pipeline")
+    from pipelines.loading import LoadOptions, load_preset, load_tiny
 
     options = options or LoadOptions()
     loaded = load_tiny(name, options) if preset == TINY else load_preset(name, preset, options)
-    return ScailPipeline(loaded)
+    return recipe_for(name, loaded)
+
+
+def recipe_for(name: str, components: Components[Any]) -> Pipeline:
+    """Returns the recipe of a pipeline around components that are loaded."""
+    if name == "scail":
+        from pipelines.scail import ScailPipeline
+
+        return ScailPipeline(components)
+    if name == "steady_dancer":
+        from pipelines.steady_dancer import SteadyDancerPipeline
+
+        return SteadyDancerPipeline(components)
+    from pipelines.wan_video import WanVideoPipeline
+
+    return WanVideoPipeline(components)

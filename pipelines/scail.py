@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from pipelines.components import Components
-from pipelines.frames import decode_frames, encode_frames
+from pipelines.encode import encode_picture, encode_text, encode_video
+from pipelines.frames import decode_frames
 from pipelines.pose_frames import PoseOptions, draw_pose
 from xicon_infer.errors import InvalidRequest, PoseError
 from xicon_infer.job import resolve_frames
 from xicon_infer.media.image import resize_frames
 from xicon_infer.models.scail import PosePositions, ScailTransformer
-from xicon_infer.models.text import encode_prompts
 from xicon_infer.models.vae_tiling import TileOptions
-from xicon_infer.models.vision import encode_image
 from xicon_infer.models.wan import Context, stack_contexts
 from xicon_infer.sampling.denoise import active_at, denoise, fused_windows, guide
 from xicon_infer.sampling.noise import freenoise, initial_noise
@@ -156,7 +155,7 @@ class ScailPipeline:
         components: as `pipelines.components` loads them.
     """
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components[ScailTransformer]) -> None:
         self.components = components
 
     @torch.inference_mode()
@@ -230,7 +229,7 @@ def choose_num_frames(pose: Clip | list[Track], options: ScailOptions, progress:
 
 
 def encode_conditioning(
-    parts: Components,
+    parts: Components[ScailTransformer],
     reference: UInt8Array,
     pose_frames: UInt8Array,
     options: ScailOptions,
@@ -242,13 +241,11 @@ def encode_conditioning(
     Without guidance the negative prompt is not encoded.
     """
     prompts = [options.prompt] + [options.negative_prompt] * options.guided
-    with progress.stage("encode text"), parts.on_device("text_encoder"):
-        texts = encode_prompts(parts.text_encoder, parts.tokenizer, prompts, device=parts.device)
-    with progress.stage("encode image"), parts.on_device("image_encoder"):
-        image = encode_image(parts.image_encoder, [reference], options.clip_preprocess)
-    with progress.stage("encode reference and pose"), parts.on_device("vae"):
-        reference_latents = encode_frames(parts.vae, reference[None], progress)
-        pose_latents = encode_frames(parts.vae, pose_frames, progress)
+    texts = encode_text(parts, prompts, progress)
+    image = encode_picture(parts, reference, options.clip_preprocess, progress)
+    with progress.stage("encode reference and pose"):
+        reference_latents = encode_video(parts, reference[None], progress)
+        pose_latents = encode_video(parts, pose_frames, progress)
     with progress.stage("project conditioning"), parts.on_device("transformer"):
         model = parts.transformer
         contexts = [model.encode_context([text], image) for text in texts]

@@ -28,6 +28,8 @@ from xicon_infer.models.wan import WanConfig
 TINY_SCAIL = WanConfig(
     dim=128, ffn_dim=256, num_heads=1, num_layers=2, in_dim=20, text_dim=64, image_dim=64
 )
+TINY_I2V = replace(TINY_SCAIL, in_dim=36)
+TINY_T2V = replace(TINY_SCAIL, in_dim=16, image_dim=None)
 # Narrower layers fall off the fast convolutions of the CPU and take longer.
 TINY_VAE = VAEConfig(dim=16)
 TINY_VISION = VisionConfig(
@@ -52,9 +54,16 @@ def tiny_text_config() -> TextConfig:
     )
 
 
-def tiny_transformer_state(config: WanConfig = TINY_SCAIL) -> dict[str, Tensor]:
-    """Returns the tensors of a tiny SCAIL checkpoint, original names, float32."""
-    return seeded_state(_on_meta(lambda: ScailTransformer(config)))
+def tiny_transformer_state(
+    build: Callable[[WanConfig], nn.Module] = ScailTransformer, config: WanConfig = TINY_SCAIL
+) -> dict[str, Tensor]:
+    """Returns the tensors of a tiny transformer checkpoint, original names, float32.
+
+    Args:
+        build: the class, as `ScailTransformer`.
+        config: its sizes.
+    """
+    return seeded_state(_on_meta(lambda: build(config)))
 
 
 def tiny_vae_state(config: VAEConfig = TINY_VAE) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def write_models(folder: Path, *, fp8: bool) -> Path:
     from dataclasses import replace
 
     folder.mkdir(parents=True, exist_ok=True)
-    transformer = tiny.tiny_transformer_state(replace(tiny.TINY_SCAIL, image_dim=1280))
+    transformer = tiny.tiny_transformer_state(config=replace(tiny.TINY_SCAIL, image_dim=1280))
     if fp8:
         save_file(scaled_fp8(transformer), folder / FP8_NAME)
     else:

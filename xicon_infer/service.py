@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pipelines import build_pipeline
-from pipelines.components import Components, LoadOptions
+from pipelines.components import Components
+from pipelines.loading import LoadOptions
 from pipelines.scail import ScailOptions, ScailOutput, fit_reference
 from xicon_infer.errors import InvalidRequest, OutOfMemory
 from xicon_infer.job import Job

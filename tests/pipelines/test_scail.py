@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.components import load_tiny
+from pipelines.loading import load_tiny
 from pipelines.pose_frames import PoseOptions, draw_pose
 from pipelines.scail import (
     ScailOptions,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.components import load_tiny
+from pipelines.loading import load_tiny
 from pipelines.scail import ScailOptions, as_span, encode_conditioning, sample
 from xicon_infer.sampling.windows import ContextOptions
 from xicon_infer.types import SilentProgress, latent_frames

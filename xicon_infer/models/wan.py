@@ -46,7 +46,8 @@ class WanConfig:
     dim: model width. ffn_dim: inner width of the feed-forward. num_heads, num_layers.
     in_dim: channels per latent cell going in (16 noise, 36 with mask and image). out_dim: 16.
     text_dim, text_len: width and padded length of the text states. image_dim: width of the CLIP
-    states, None for a text-only model. freq_dim: width of the sinusoidal time embedding.
+    states, None for a text-only model. image_positions: CLIP tokens of the first and the last picture
+    in a model made for both, else None. freq_dim: width of the sinusoidal time embedding.
     patch: patch size in (T, H, W). eps: of every norm but those of the image projection.
 
     Raises:
@@ -62,6 +63,7 @@ class WanConfig:
     text_dim: int = 4096
     text_len: int = 512
     image_dim: int | None = None
+    image_positions: int | None = None
     freq_dim: int = 256
     patch: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
@@ -112,7 +114,7 @@ class WanTransformer(nn.Module):
         )
         self.head = Head(dim, math.prod(config.patch) * config.out_dim, config.eps)
         if config.image_dim is not None:
-            self.img_emb = ImageProjection(config.image_dim, dim)
+            self.img_emb = ImageProjection(config.image_dim, dim, config.image_positions)
         self.attention_request = "auto"
         self._rope_cache: dict[tuple[object, ...], Rope] = {}
 
@@ -147,14 +149,23 @@ class WanTransformer(nn.Module):
         Args:
             text: one tensor [L_i, text_dim] per sample, not padded. Rows up to text_len are
                 filled with zeros before the text MLP: its output for them is attended to.
-            image: CLIP states [B, S, image_dim]; required exactly by image-conditioned models.
+            image: CLIP states [B, S, image_dim]; required exactly by image-conditioned models. A
+                model made for a first and a last picture takes the tokens of both, in that order.
 
         Raises:
-            InvalidRequest: a text is longer than text_len, or the image is missing or unused.
+            InvalidRequest: a text is longer than text_len, the image is missing or unused, or it
+                has not the tokens of two pictures where the model wants both.
         """
         if (image is None) != (self.config.image_dim is None):
             raise InvalidRequest(
                 "this model needs CLIP image states exactly if it was built for them"
+            )
+        wanted = self.config.image_positions
+        if image is not None and wanted is not None and image.shape[1] != wanted:
+            raise InvalidRequest(
+                f"this model starts and ends with a picture: it takes {wanted} CLIP tokens of both, "
+                f"got {image.shape[1]}; give the last picture too",
+                field="end_image",
             )
         with kernel_context(self.backend):
             text_states = self.embed_text(text)
@@ -316,6 +327,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], head_dim: int = 12
         dim, in_dim, *patch = shapes["patch_embedding.weight"]
         out_values = shapes["head.head.weight"][0]
         image = shapes.get("img_emb.proj.0.weight")
+        positions = shapes.get("img_emb.emb_pos")
         layers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
         return WanConfig(
             dim=dim,
@@ -326,6 +338,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], head_dim: int = 12
             out_dim=out_values // math.prod(patch),
             text_dim=shapes["text_embedding.0.weight"][1],
             image_dim=image[0] if image else None,
+            image_positions=positions[1] if positions else None,
             freq_dim=shapes["time_embedding.0.weight"][1],
             patch=(patch[0], patch[1], patch[2]),
         )

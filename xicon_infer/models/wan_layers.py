@@ -204,10 +204,19 @@ class Head(nn.Module):
 
 
 class ImageProjection(nn.Module):
-    """Brings CLIP tokens to the model's width (`img_emb`)."""
+    """Brings CLIP tokens to the model's width (`img_emb`).
 
-    def __init__(self, image_dim: int, dim: int) -> None:
+    Args:
+        image_dim: width of the CLIP states.
+        dim: model width.
+        positions: tokens of the first and the last picture together (514), in models that were
+            made for both; None in all others.
+    """
+
+    def __init__(self, image_dim: int, dim: int, positions: int | None = None) -> None:
         super().__init__()
+        if positions is not None:
+            self.emb_pos = nn.Parameter(torch.zeros(1, positions, image_dim))
         self.proj = nn.Sequential(
             nn.LayerNorm(image_dim, eps=IMAGE_NORM_EPS),
             nn.Linear(image_dim, image_dim),
@@ -217,9 +226,15 @@ class ImageProjection(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns [B, S, D] from CLIP states [B, S, image_dim]."""
+        """Returns [B, S, D] from CLIP states [B, S, image_dim].
+
+        With positions, S must be their number: the first picture's tokens, then the last one's.
+        """
         norm_in, first, act, second, norm_out = self.proj
         dtype = cast("nn.Linear", first).weight.dtype
+        positions = getattr(self, "emb_pos", None)
+        if positions is not None:
+            image = image.to(positions.dtype) + positions
         hidden = second(act(first(layer_norm(image.to(dtype), norm_in))))
         return layer_norm(hidden, norm_out)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines import build_pipeline, tiny
-from pipelines.components import LoadOptions, find_lora, load_preset, load_tiny
+from pipelines.loading import LoadOptions, find_lora, load_preset, load_tiny
 from pipelines.scail import ScailOptions
 from tests.tiny_models import BF16_NAME, FP8_NAME, LORA_NAME, write_models
 from xicon_infer.errors import BackendUnavailable, InvalidRequest, WeightsError
@@ -156,7 +156,7 @@ def test_a_forced_kernel_that_is_absent_is_refused():
 
 
 def test_unknown_pipelines_and_presets_are_refused():
-    with pytest.raises(InvalidRequest, match="'pipeline' must be 'scail', got 'wan'"):
+    with pytest.raises(InvalidRequest, match="'pipeline' must be one of .*wan_t2v, got 'wan'"):
         build_pipeline("wan")
     with pytest.raises(InvalidRequest, match="preset"):
         build_pipeline("scail", "fp4")

@@ -1,0 +1,306 @@
+"""From files to the networks of a pipeline: found, read, checked, assembled.
+
+Every component goes the same way, real or tiny: tensors under the published names, renamed to the
+module's own, sizes read from the shapes, module built on the meta device, tensors assigned by
+name with nothing missing and nothing left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipelines import tiny
+from pipelines.components import Components
+from xicon_infer.errors import WeightsError
+from xicon_infer.models import text, vae, vision, wan
+from xicon_infer.models.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_bytes
+from xicon_infer.models.wan import WanTransformer
+from xicon_infer.ops.lora import apply_loras
+from xicon_infer.ops.lora_keys import LoraFile, read_lora
+from xicon_infer.weights.checkpoint import open_checkpoint, read_tensors
+from xicon_infer.weights.detect import Kind, detect
+from xicon_infer.weights.keymaps import to_vae_names, to_wan_names
+from xicon_infer.weights.keymaps_encoders import (
+    map_image_encoder,
+    map_text_encoder,
+    sentencepiece_bytes,
+)
+from xicon_infer.weights.manifest import (
+    FileEntry,
+    fetch_command,
+    files_for,
+    locate,
+    missing_message,
+)
+from xicon_infer.weights.strict import DtypePolicy, dit_policy, load_strict
+
+State = Mapping[str, Tensor]
+
+Kept = MutableMapping[tuple[str, str, str], Any]
+"""Encoders that several pipelines share: (component, file, precision) -> what was loaded."""
+
+WORK_BYTES = 8 * 2**30
+"""Device memory left for activations when deciding whether all components stay on the device."""
+
+KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "scail": ("scail",),
+    "steady_dancer": ("steady_dancer",),
+    "wan_i2v": ("wan_i2v", "wan_flf2v"),
+    "wan_t2v": ("wan_t2v",),
+}
+"""Pipeline -> the transformers it can run."""
+
+_TINY = {
+    "scail": tiny.TINY_SCAIL,
+    "steady_dancer": tiny.TINY_I2V,
+    "wan_i2v": tiny.TINY_I2V,
+    "wan_t2v": tiny.TINY_T2V,
+}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How components are loaded.
+
+    device, dtype: where and in what precision to compute. attention: kernel, "auto" for the
+    fastest. loras: names or paths with strengths. lora_mode: see `xicon_infer.ops.lora`.
+    search_dirs: folders with weights.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    attention: str = "auto"
+    loras: tuple[tuple[str, float], ...] = ()
+    lora_mode: Literal["full", "merge", "comfy_unmerged"] = "full"
+    search_dirs: tuple[Path, ...] = ()
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """Returns the precision outside the transformer.
+
+        UMT5 overflows in float16, and the VAE was only ever run in bfloat16 or float32.
+        """
+        return torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+
+
+def transformer_class(pipeline: str) -> type[WanTransformer]:
+    """Returns the class of the transformer that a pipeline runs."""
+    if pipeline == "scail":
+        from xicon_infer.models.scail import ScailTransformer
+
+        return ScailTransformer
+    if pipeline == "steady_dancer":
+        from xicon_infer.models.steady_dancer import SteadyDancerTransformer
+
+        return SteadyDancerTransformer
+    return WanTransformer
+
+
+def load_tiny(pipeline: str, options: LoadOptions | None = None) -> Components[Any]:
+    """Returns the tiny components of a pipeline: real classes, generated weights.
+
+    Args:
+        pipeline: as "scail".
+        options: where and how; float32 on the CPU if None.
+    """
+    config = _TINY[pipeline]
+    states = {
+        "transformer": tiny.tiny_transformer_state(transformer_class(pipeline), config),
+        "vae": tiny.tiny_vae_state(),
+        "text_encoder": tiny.tiny_text_state(),
+    }
+    if config.image_dim is not None:
+        states["image_encoder"] = tiny.tiny_vision_state()
+    sources = dict.fromkeys((*states, "tokenizer"), f"tiny {pipeline}, generated")
+    options = options or LoadOptions()
+    heads = tiny.TINY_VISION.num_heads
+    return assemble(pipeline, states, tiny.tiny_tokens(), sources, options, vision_heads=heads)
+
+
+def load_preset(
+    pipeline: str, preset: str, options: LoadOptions, kept: Kept | None = None
+) -> Components[Any]:
+    """Returns the components that the manifest lists for a preset, from local files.
+
+    Args:
+        pipeline: as "scail".
+        preset: of the pipeline, as "fp8".
+        options: where and how.
+        kept: encoders loaded before for another pipeline; filled with those loaded now.
+
+    Raises:
+        WeightsError: a file is missing (all missing ones are named), damaged, or of another model.
+    """
+    entries = [e for e in files_for(pipeline, preset) if e.component != "lora"]
+    paths = find_files(entries, options.search_dirs)
+    checkpoints = {n: open_checkpoint(p) for n, p in paths.items() if n != "tokenizer"}
+    found = detect(checkpoints["transformer"].shapes)
+    if found.kind not in KINDS[pipeline]:
+        raise WeightsError(
+            f"transformer: {paths['transformer'].name} is a {found.kind} model, the pipeline needs "
+            f"{pipeline}; see weights_manifest.json for the right file",
+            field="transformer",
+        )
+    states = {name: read_tensors(checkpoint) for name, checkpoint in checkpoints.items()}
+    embedded = sentencepiece_bytes(states["text_encoder"])
+    tokenizer = (
+        load_tokenizer(paths["tokenizer"])
+        if "tokenizer" in paths
+        else tokenizer_from_bytes(embedded or b"", source=str(paths["text_encoder"]))
+    )
+    sources = {name: str(path) for name, path in paths.items()}
+    return assemble(pipeline, states, tokenizer, sources, options)
+
+
+def find_files(entries: list[FileEntry], search_dirs: tuple[Path, ...]) -> dict[str, Path]:
+    """Returns component -> file. A text encoder file may bring the tokenizer with it.
+
+    Raises:
+        WeightsError: files are missing; all of them are named, with where to get each.
+    """
+    found = {entry.component: locate(entry, search_dirs) for entry in entries}
+    encoder = found.get("text_encoder")
+    missing = [entry for entry in entries if found[entry.component] is None]
+    if encoder is not None and "spiece_model" in open_checkpoint(encoder).shapes:
+        missing = [entry for entry in missing if entry.component != "tokenizer"]
+    if missing:
+        raise WeightsError(
+            " ".join(missing_message(entry, search_dirs) for entry in missing)
+            + f" One command gets them: {fetch_command(missing)} ; then give --models-dir models "
+            "(or set XICON_MODELS_DIR). Or try --preset tiny.",
+            field="models_dir",
+        )
+    return {component: path for component, path in found.items() if path is not None}
+
+
+def assemble(
+    pipeline: str,
+    states: Mapping[str, State],
+    tokenizer: Tokenizer,
+    sources: dict[str, str],
+    options: LoadOptions,
+    *,
+    vision_heads: int | None = None,
+) -> Components[Any]:
+    """Returns components from the tensors of their files.
+
+    Args:
+        pipeline: as "scail".
+        states: component -> tensors under any published naming.
+        tokenizer: that of the text encoder.
+        sources: component -> file, for reports.
+        options: where and how.
+        vision_heads: heads of the CLIP tower if its width is that of no published one.
+    """
+    notes: list[str] = []
+    transformer = _load_transformer(pipeline, states["transformer"], options, notes)
+    autoencoder = _load_vae(states["vae"], options.encoder_dtype)
+    text_encoder = _load_text(states["text_encoder"], options.encoder_dtype)
+    image_encoder = None
+    if "image_encoder" in states:
+        image_encoder = _load_image(states["image_encoder"], options.encoder_dtype, vision_heads)
+    modules = [transformer, autoencoder, text_encoder]
+    modules += [] if image_encoder is None else [image_encoder]
+    return Components(
+        transformer,
+        autoencoder,
+        text_encoder,
+        image_encoder,
+        tokenizer,
+        device=options.device,
+        resident=_all_fit(modules, options.device),
+        sources=sources,
+        notes=notes,
+    )
+
+
+def find_lora(name: str, search_dirs: tuple[Path, ...]) -> Path:
+    """Returns the file of a LoRA: a path, or a bare name in a search folder or its `loras`.
+
+    Raises:
+        WeightsError: it is nowhere; says where it was looked for.
+    """
+    places = [Path(name)]
+    for folder in search_dirs:
+        places += [folder / name, folder / "loras" / name, folder / "models" / "loras" / name]
+        places += sorted((folder / "Lightx2v").glob(name))
+    for place in places:
+        if place.is_file():
+            return place
+    searched = ", ".join(str(folder) for folder in search_dirs) or "no folder"
+    raise WeightsError(
+        f"LoRA {name!r} was not found (searched: {searched}); give its path, name its folder with "
+        "--models-dir, or use --lora none",
+        field="loras",
+        code="LORA_NOT_FOUND",
+    )
+
+
+def _load_transformer(
+    pipeline: str, published: State, options: LoadOptions, notes: list[str]
+) -> WanTransformer:
+    state = to_wan_names(published)
+    with torch.device("meta"):
+        model = transformer_class(pipeline)(wan.config_from_shapes(_shapes(state)))
+    policy = dit_policy(options.dtype)
+    report = load_strict(model, state, name="transformer", device="cpu", dtype_policy=policy)
+    if report.fp8:
+        notes.append(f"{len(report.fp8)} linear layers of the transformer stay fp8")
+    files = []
+    for name, strength in options.loras:
+        path = find_lora(name, options.search_dirs)
+        deltas = read_lora(read_tensors(open_checkpoint(path)))
+        files.append((LoraFile(path.name, deltas), strength))
+    if files:
+        notes.extend(apply_loras(model, files, options.lora_mode, keep_undo=False).warnings())
+    model.attention_request = options.attention
+    return model.eval()
+
+
+def _load_vae(published: State, dtype: torch.dtype) -> vae.WanVAE:
+    state = to_vae_names(published)
+    with torch.device("meta"):
+        model = vae.WanVAE(vae.config_from_shapes(_shapes(state)))
+    policy = DtypePolicy(dtype, keep_fp8=False)
+    load_strict(model, state, name="vae", device="cpu", dtype_policy=policy)
+    return model.eval().to_channels_last()
+
+
+def _load_text(published: State, dtype: torch.dtype) -> nn.Module:
+    state = map_text_encoder(published, dtype=dtype)
+    with torch.device("meta"):
+        module = text.build_text_encoder(text.config_from_shapes(_shapes(state)))
+    return _load_encoder(module, state, "text_encoder", dtype)
+
+
+def _load_image(published: State, dtype: torch.dtype, num_heads: int | None) -> nn.Module:
+    state = map_image_encoder(published)
+    with torch.device("meta"):
+        config = vision.config_from_shapes(_shapes(state), num_heads=num_heads)
+        module = vision.build_image_encoder(config)
+    return _load_encoder(module, state, "image_encoder", dtype)
+
+
+def _load_encoder(module: nn.Module, state: State, name: str, dtype: torch.dtype) -> nn.Module:
+    policy = DtypePolicy(dtype, keep_fp8=False)
+    load_strict(module, state, name=name, device="cpu", dtype_policy=policy)
+    return module.eval()
+
+
+def _all_fit(modules: list[nn.Module], device: torch.device) -> bool:
+    """Returns whether all modules and the work fit on the device together."""
+    if device.type != "cuda":
+        return True
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    needed = sum(t.numel() * t.element_size() for t in tensors) + WORK_BYTES
+    return needed < torch.cuda.get_device_properties(device).total_memory
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
