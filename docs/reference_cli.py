@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from xicon_infer import errors
-from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, PROFILES, Field
+from xicon_infer.job_field import Field
+from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS
+from xicon_infer.job_profiles import PROFILES
 from xicon_infer.job_flags import SHELL_FLAGS
 
 PAGE = Path(__file__).with_name("reference-cli.md")
@@ -95,8 +97,20 @@ def _values(field: Field) -> str:
         text = field.form or "text"
         return {"path": "path", "text": text, "switch": "", "loras": "name or path"}[field.kind]
     words = "".join(f"`{word}` or " for word in field.also)
-    step = f", multiple of {field.multiple}" if field.multiple > 1 else ""
+    step = "".join(f", multiple of {text}" for text in _multiples(field))
     return f"{words}{field.low:.10g} to {_high(field)}{step}"
+
+
+def _multiples(field: Field) -> list[str]:
+    if isinstance(field.multiple, int):
+        return [str(field.multiple)] if field.multiple > 1 else []
+    sides = sorted(set(field.multiple.values()))
+    return [
+        " or ".join(str(side) for side in sides)
+        + " ("
+        + ", ".join(f"{name} {side}" for name, side in field.multiple.items())
+        + ")"
+    ]
 
 
 def _high(field: Field) -> str:
@@ -105,7 +119,7 @@ def _high(field: Field) -> str:
 
 def _default(field: Field) -> str:
     if field.name == "negative_prompt":
-        return "the negative prompt of Wan2.1; quality: empty"
+        return "that of Wan2.1; quality: scail empty, others with a start image its longer form"
     return field.default_text
 
 
@@ -121,9 +135,13 @@ def _shell() -> str:
 
 def _profiles() -> str:
     rows = ["## Profiles\n", "A value that is given wins over the profile.\n"]
-    for name, values in PROFILES.items():
-        changed = ", ".join(f"{key} {_plain(value)}" for key, value in values.items())
-        rows.append(f"- `{name}`: {changed or 'the defaults above'}")
+    for name, pipelines in PROFILES.items():
+        if not pipelines:
+            rows.append(f"- `{name}`: the defaults above")
+        for pipeline, values in pipelines.items():
+            shown = {k: v for k, v in values.items() if k != "negative_prompt" or not v}
+            changed = ", ".join(f"{key} {_plain(value)}" for key, value in shown.items())
+            rows.append(f"- `{name}` of `{pipeline}`: {changed}")
     return "\n".join([*rows, ""])
 
 

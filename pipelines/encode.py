@@ -7,6 +7,8 @@ does not encode the dance and the prompt again.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pipelines.components import Components
@@ -19,7 +21,7 @@ from xicon_infer.ops.pixels import frames_to_model
 from xicon_infer.types import Progress, UInt8Array
 
 
-def encode_text(parts: Components, prompts: list[str], progress: Progress) -> list[Tensor]:
+def encode_text(parts: Components[Any], prompts: list[str], progress: Progress) -> list[Tensor]:
     """Returns the states of each prompt, [L_i, C] on the device, L_i its real length.
 
     Args:
@@ -44,7 +46,7 @@ def encode_text(parts: Components, prompts: list[str], progress: Progress) -> li
 
 
 def encode_picture(
-    parts: Components, picture: UInt8Array, preprocess: PreprocessMode, progress: Progress
+    parts: Components[Any], picture: UInt8Array, preprocess: PreprocessMode, progress: Progress
 ) -> Tensor:
     """Returns the CLIP states of a picture, [1, S, C] on the device.
 
@@ -66,7 +68,7 @@ def encode_picture(
         return parts.cache.recall(key, make).to(parts.device)
 
 
-def encode_video(parts: Components, frames: UInt8Array, progress: Progress) -> Tensor:
+def encode_video(parts: Components[Any], frames: UInt8Array, progress: Progress) -> Tensor:
     """Returns normalised latents float32 [1, 16, T, H / 8, W / 8] on the device.
 
     The stage is the caller's: most encode two things in one.
@@ -85,7 +87,7 @@ def encode_video(parts: Components, frames: UInt8Array, progress: Progress) -> T
 
 
 def encode_start(
-    parts: Components,
+    parts: Components[Any],
     picture: UInt8Array,
     num_frames: int,
     *,
@@ -93,8 +95,8 @@ def encode_start(
 ) -> Tensor:
     """Returns the condition of a video that starts with a picture, [1, 20, T, H / 8, W / 8].
 
-    The stage is the caller's. Four mask channels, then the latents of the picture followed by mid-grey. The grey is encoded
-    only until its latents repeat themselves, which is exact.
+    The stage is the caller's. Four mask channels, then the latents of the picture followed by
+    mid-grey. The grey is encoded only until its latents repeat themselves, which is exact.
 
     Args:
         parts: the networks.
@@ -102,7 +104,6 @@ def encode_start(
         num_frames: F = 4n + 1.
         last: the picture that the video ends with, for models made for that.
     """
-
     vae = parts.vae
 
     def encode(video: Tensor) -> Tensor:

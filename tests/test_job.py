@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.job_examples import LEAST, companions, least_for
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.job import Job, Lora, make_job, resolve_frames
-from xicon_infer.job_fields import (
+from xicon_infer.job_field import PIPELINES, Field
+from xicon_infer.job_fields import DEFAULT_PROMPT, FIELDS, GROUPS
+from xicon_infer.job_profiles import (
     DEFAULT_NEGATIVE_PROMPT,
-    DEFAULT_PROMPT,
-    DISTILL_LORA,
-    FIELDS,
-    GROUPS,
-    PIPELINES,
+    I2V_LORA,
+    PRESET_QUALITY,
+    PRESETS,
     PROFILES,
-    Field,
+    T2V_LORA,
 )
 
 BASE: dict[str, Any] = {"image": "ref.png", "track": "dance.npz"}
@@ -41,23 +42,6 @@ def refused(**values: Any) -> InvalidRequest:
     return caught.value
 
 
-def companions(name: str, value: float) -> dict[str, Any]:
-    """Returns the other options that make this value possible."""
-    others: dict[str, Any] = {
-        "width": {"height": 128},
-        "height": {"width": 128},
-        "pose_start": {"pose_end": 1.0},
-        "ref_end": {"ref_start": 0.0},
-        "context_frames": {"context_overlap": 4},
-        "context_overlap": {"context_frames": 321},
-        "tile_height": {"tile_stride_height": 32},
-        "tile_width": {"tile_stride_width": 32},
-        "tile_stride_height": {"tile_height": 2048},
-        "tile_stride_width": {"tile_width": 2048},
-    }
-    return others.get(name, {})
-
-
 def test_defaults_of_the_published_graph() -> None:
     job = job_with()
     assert (job.width, job.height, job.num_frames) == (512, 896, None)
@@ -68,7 +52,7 @@ def test_defaults_of_the_published_graph() -> None:
     assert context == ("uniform_standard", 81, 4, 16)
     assert (job.prompt, job.negative_prompt) == (DEFAULT_PROMPT, DEFAULT_NEGATIVE_PROMPT)
     assert (job.fps, job.crf, job.audio) == ("source", 19, "source")
-    assert job.loras == (Lora(DISTILL_LORA, 1.0),)
+    assert job.loras == (Lora(I2V_LORA, 1.0),)
     assert job.warnings == ()
 
 
@@ -88,7 +72,7 @@ def test_quality_profile_follows_the_authors_and_yields_to_given_values() -> Non
 
 def test_distill_lora_is_a_default_of_real_weights_only() -> None:
     assert job_with(preset="tiny").loras == ()
-    assert job_with(preset="bf16").loras == (Lora(DISTILL_LORA),)
+    assert job_with(preset="bf16").loras == (Lora(I2V_LORA),)
     assert job_with(loras=["none"]).loras == ()
     assert job_with(loras=[]).loras == ()
 
@@ -98,7 +82,9 @@ def test_table_and_job_have_the_same_options() -> None:
     assert attributes == set(TABLE)
     assert len(TABLE) == len(FIELDS)
     assert {field.group for field in FIELDS} == set(GROUPS)
-    assert all(set(values) <= set(TABLE) for values in PROFILES.values())
+    changed = [values for profile in PROFILES.values() for values in profile.values()]
+    for values in (*changed, *PRESET_QUALITY.values()):
+        assert set(values) <= set(TABLE)
     flags = [flag for field in FIELDS for flag in field.flags]
     assert len(flags) == len(set(flags))
     assert all(field.help for field in FIELDS)
@@ -112,39 +98,115 @@ def test_attention_choices_are_the_kernels_there_are() -> None:
 
 @pytest.mark.parametrize("field", RANGED, ids=lambda f: f.name)
 def test_both_ends_of_a_range_are_allowed_and_nothing_beyond(field: Field) -> None:
-    step = field.multiple
+    base = least_for(field)
+    step = field.multiple_for(base["pipeline"])
     for value in (field.low, field.high):
         allowed = value if field.kind == "number" else int(value)
-        job = job_with(**companions(field.name, allowed), **{field.name: allowed})
+        job = make_job({**base, **companions(field.name, allowed), field.name: allowed})
         assert getattr(job, field.name) == allowed
     for value in (field.low - step, field.high + step):
         outside = value if field.kind == "number" else int(value)
         if outside in field.also:
             continue
-        error = refused(**companions(field.name, outside), **{field.name: outside})
-        assert (error.code, error.field) == ("OUT_OF_RANGE", field.name)
+        with pytest.raises(InvalidRequest) as caught:
+            make_job({**base, **companions(field.name, outside), field.name: outside})
+        assert (caught.value.code, caught.value.field) == ("OUT_OF_RANGE", field.name)
 
 
 @pytest.mark.parametrize("field", CHOICES, ids=lambda f: f.name)
 def test_every_choice_is_accepted_and_others_are_listed(field: Field) -> None:
+    base = least_for(field)
     for choice in field.choices:
-        # A track is never stretched.
-        source = {"track": None, "pose_video": "p.mp4"} if field.name == "pose_fit" else {}
-        if field.name == "tracker":
-            source = {"detector": "mine.pt"}
-        if field.name == "pipeline" and choice == "pose":
-            source = {"image": None}
-        assert getattr(job_with(**source, **{field.name: choice}), field.name) == choice
-    message = refused(**{field.name: "nothing"}).message
-    assert all(str(choice) in message for choice in field.choices)
+        values = {**base, **companions(field.name, choice), field.name: choice}
+        if field.name == "pipeline":
+            values = {"pipeline": choice, **LEAST[str(choice)]}
+        if field.name == "preset":
+            values = preset_job(str(choice))
+        if field.name.endswith("align"):
+            values |= {"track": None, "video": "dance.mp4"}
+        assert getattr(make_job(values), field.name) == choice
+    with pytest.raises(InvalidRequest) as caught:
+        make_job({**base, field.name: "nothing"})
+    assert all(str(choice) in caught.value.message for choice in field.choices)
 
 
-@pytest.mark.parametrize("name", ["steady-dancer", "wan-i2v", "wan-t2v", "Pose", "SCAIL"])
+def preset_job(preset: str) -> dict[str, Any]:
+    name = next(name for name, names in PRESETS.items() if preset in names)
+    both = {"end_image": "end.png"} if preset.startswith("flf2v") else {}
+    return {"pipeline": name, **LEAST[name], **both, "preset": preset}
+
+
+def test_a_preset_of_another_pipeline_is_refused() -> None:
+    error = refused(preset="1.3b")
+    assert (error.code, error.field) == ("INVALID_CHOICE", "preset")
+    assert "with pipeline scail" in error.message
+
+
+def test_first_and_last_picture_need_their_weights() -> None:
+    i2v = {"pipeline": "wan_i2v", "image": "a.png"}
+    with pytest.raises(InvalidRequest, match="Missing 'end_image'"):
+        make_job({**i2v, "preset": "flf2v-bf16"})
+    with pytest.raises(InvalidRequest, match="needs --preset flf2v-bf16"):
+        make_job({**i2v, "end_image": "b.png"})
+    both = make_job({**i2v, "end_image": "b.png", "preset": "flf2v-bf16", "profile": "quality"})
+    assert (both.shift, both.guidance_scale, both.num_inference_steps) == (16.0, 5.5, 50)
+
+
+def test_what_the_other_pipelines_default_to() -> None:
+    dancer = make_job({"pipeline": "steady_dancer", **LEAST["steady_dancer"]})
+    assert (dancer.width, dancer.height, dancer.fps) == (480, 832, 16.0)
+    assert (dancer.num_inference_steps, dancer.scheduler) == (4, "dpm++_sde")
+    assert (dancer.condition_guide_scale, dancer.pose_end, dancer.draw_face) == (0.0, 1.0, False)
+    assert dancer.loras == (Lora(I2V_LORA),)
+    image = make_job({"pipeline": "wan_i2v", **LEAST["wan_i2v"]})
+    assert (image.width, image.height, image.num_frames, image.prompt) == (832, 480, 81, "")
+    text = make_job({"pipeline": "wan_t2v", **LEAST["wan_t2v"]})
+    assert text.loras == (Lora(T2V_LORA),)
+    small = make_job({"pipeline": "wan_t2v", **LEAST["wan_t2v"], "preset": "1.3b"})
+    assert small.loras == ()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "size", "shift"),
+    [
+        ("steady_dancer", (480, 832), 3.0),
+        ("steady_dancer", (576, 1024), 5.0),
+        ("wan_i2v", (832, 480), 3.0),
+        ("wan_i2v", (1280, 720), 5.0),
+        ("wan_t2v", (832, 480), 5.0),
+    ],
+)
+def test_quality_shifts_by_size(pipeline: str, size: tuple[int, int], shift: float) -> None:
+    values = {"pipeline": pipeline, **LEAST[pipeline], "width": size[0], "height": size[1]}
+    assert make_job({**values, "profile": "quality"}).shift == shift
+    assert make_job({**values, "profile": "quality", "shift": 7.0}).shift == 7.0
+    assert make_job(values).shift == 5.0
+
+
+def test_condition_guidance_needs_something_to_guide_away_from() -> None:
+    given = {"pipeline": "steady_dancer", "image": "a.png", "pose_video": "p.mp4"}
+    assert make_job({**given, "profile": "quality"}).condition_guide_scale == 0.0
+    with pytest.raises(InvalidRequest, match="needs --negative-pose"):
+        make_job({**given, "condition_guide_scale": 1.0})
+    both = make_job({**given, "negative_pose": "n", "profile": "quality"})
+    assert both.condition_guide_scale == 1.0
+    with pytest.raises(InvalidRequest, match="needs --pose-video"):
+        make_job({**given, "pose_video": None, "track": "t.npz", "negative_pose": "n"})
+
+
+def test_a_text_video_needs_a_text_and_a_rate() -> None:
+    with pytest.raises(InvalidRequest, match="Missing 'prompt'"):
+        make_job({"pipeline": "wan_t2v"})
+    with pytest.raises(InvalidRequest, match="nothing drives it"):
+        make_job({"pipeline": "wan_t2v", "prompt": "a fox", "fps": "source"})
+
+
+@pytest.mark.parametrize("name", ["steady-dancer", "wan", "Pose", "SCAIL"])
 def test_a_pipeline_that_does_not_exist_is_refused_plainly(name: str) -> None:
     error = refused(pipeline=name)
     assert error.exit_code == 2
     assert error.message == (
-        f"'pipeline' must be one of scail, pose, got \"{name}\": this version has no other pipeline"
+        f"'pipeline' must be one of scail, steady_dancer, wan_i2v, wan_t2v, pose, got \"{name}\""
     )
 
 
@@ -166,8 +228,13 @@ def test_an_option_of_another_pipeline_is_refused_not_ignored() -> None:
 def test_defaults_may_differ_by_pipeline() -> None:
     field = Field("n", "integer", "size", "number", {"scail": 1, "other": 2}, 0, 9)
     assert (field.default_for("scail"), field.default_for("other")) == (1, 2)
-    assert field.default_text == "scail 1; other 2"
-    assert replace(field, default={"scail": 3, "other": 3}).default_text == "3"
+    field = replace(field, pipelines=("scail", "pose"), default={"scail": 1, "pose": 2})
+    assert field.default_text == "scail 1; pose 2"
+    assert replace(field, default={"scail": 3, "pose": 3}).default_text == "3"
+    assert TABLE["num_inference_steps"].default_text == (
+        "scail 6; steady_dancer/wan_i2v/wan_t2v 4; quality: scail/wan_t2v 50; "
+        "quality: steady_dancer/wan_i2v 40"
+    )
 
 
 def test_none_means_left_out() -> None:
@@ -249,7 +316,7 @@ def test_settings_are_json_and_rebuild_the_job() -> None:
         loras=["a:0.5"], guidance_scale=3.5, fps=23.976, seed=2**64 - 1, models_dir="/w", tile=True
     )
     stored = json.loads(json.dumps(job.settings()))
-    assert set(stored) == set(TABLE)
+    assert set(stored) == {field.name for field in FIELDS if field.used_by("scail")}
     assert make_job(stored) == job
     assert make_job(stored).settings() == job.settings()
 
@@ -279,7 +346,10 @@ def test_any_accepted_job_round_trips(values: dict[str, Any]) -> None:
 
 
 def test_only_pipelines_that_exist_are_in_the_table() -> None:
-    assert PIPELINES == ("scail", "pose")
+    from pipelines import NAMES
+
+    assert PIPELINES == (*NAMES, "pose")
+    assert tuple(PRESETS) == NAMES
 
 
 @pytest.mark.parametrize(

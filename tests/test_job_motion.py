@@ -26,14 +26,25 @@ CHANGES: dict[str, dict[str, Any]] = {
     "persons": {"persons": 2},
     "smooth": {"smooth": 0.5},
     "align": {"align": "wide"},
+    "pose_align": {"pose_align": "official"},
+    "pose_style": {"pose_style": "comfyui"},
     "pose_cache": {"pose_cache": False},
     "overlay": {"overlay": True},
     "save_track": {"save_track": True},
 }
+TABLE = {field.name: field for field in FIELDS}
 STAGE = [field.name for field in (*MOTION, *MOTION_OUTPUT)]
+DANCER = {**DANCE, "pipeline": "steady_dancer"}
+
+
+def reader(name: str) -> dict[str, Any]:
+    """Returns a job with a driving video that reads the option."""
+    return DANCE if TABLE[name].used_by("scail") else DANCER
+
+
 READ_BY_POSE = {
     *("pipeline", "image", "video", "track", "pose_fit", "draw_face", "draw_hands"),
-    *(name for name in STAGE if name != "save_track"),
+    *(name for name in STAGE if name not in ("save_track", "pose_align", "pose_style")),
     *("output", "overwrite", "audio", "crf", "sheet", "models_dir", "device"),
     *("width", "height", "num_frames", "max_frames", "skip_frames", "select_every_nth", "fps"),
 }
@@ -132,7 +143,8 @@ def test_pipeline_pose_refuses_what_it_does_not_read(field: Field) -> None:
     error = refused(ALONE, **{field.name: values.get(field.kind, 1)})
     assert (error.field, error.code) == (field.name, "UNUSED_FIELD")
     assert error.message == (
-        f"'{field.name}' is not used by pipeline pose, only by scail; leave it out"
+        f"'{field.name}' is not used by pipeline pose, only by {', '.join(field.pipelines)}; leave it "
+        "out"
     )
 
 
@@ -141,10 +153,12 @@ def test_every_option_of_the_stage_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", STAGE)
-@pytest.mark.parametrize("base", [DANCE, {**ALONE, "image": "a.png"}], ids=["scail", "pose"])
+@pytest.mark.parametrize(
+    "base", [DANCE, DANCER, {**ALONE, "image": "a.png"}], ids=["scail", "steady_dancer", "pose"]
+)
 def test_every_option_of_the_stage_changes_the_settings(name: str, base: dict[str, Any]) -> None:
-    if name == "save_track" and "pipeline" in base:
-        assert refused(base, save_track=True).code == "UNUSED_FIELD"
+    if not TABLE[name].used_by(base.get("pipeline", "scail")):
+        assert refused(base, **CHANGES[name]).code == "UNUSED_FIELD"
         return
     job = make_job({**base, **CHANGES[name]})
     assert job.warnings == ()
@@ -155,8 +169,11 @@ def test_every_option_of_the_stage_changes_the_settings(name: str, base: dict[st
 @pytest.mark.parametrize("name", [name for name in STAGE if name != "overlay"])
 @pytest.mark.parametrize("given", ["pose_video", "track"])
 def test_an_option_without_effect_on_a_given_motion_is_told(name: str, given: str) -> None:
-    told = make_job({**DANCE, given: "motion", **CHANGES[name]}).warnings
+    told = make_job({**reader(name), given: "motion", **CHANGES[name]}).warnings
     kind = "a pose video" if given == "pose_video" else "a track"
+    if name == "pose_style":
+        assert bool(told) == (given == "pose_video")
+        return
     assert f"'{name}' has no effect with {kind}: no pose is found" in told
     assert len(told) == len(CHANGES[name])
 
@@ -195,24 +212,24 @@ def test_wrong_subjects(value: str) -> None:
     assert "auto, largest, central, confident, or a number from 0 to 99, got " in error.message
 
 
-@pytest.mark.parametrize("value", ["yolov10m", "a.pt", "dir/b.ONNX", "/c d.engine", "名.pt"])
+@pytest.mark.parametrize("value", ["yolov10m", "yolox", "a.pt", "dir/b.ONNX", "名.pt"])
 def test_detectors(value: str) -> None:
     job = make_job({**DANCE, "detector": value})
     assert job.detector == value
-    assert (job.detector_path is None) == (value == "yolov10m")
+    assert (job.detector_path is None) == (value in ("yolov10m", "yolox"))
 
 
 @pytest.mark.parametrize("value", ["", "yolov10", "YOLOv10m", ".pt", "a.pth", "a.pt ", "a.onnx\n"])
 def test_wrong_detectors(value: str) -> None:
     error = refused(DANCE, detector=value)
     assert (error.field, error.code) == ("detector", "INVALID_VALUE")
-    assert "yolov10m, or a path that ends in .pt, .onnx or .engine, got " in error.message
+    assert "yolov10m, yolox, or a path that ends in .pt, .onnx or .engine, got " in error.message
 
 
 @pytest.mark.parametrize("name", STAGE)
 @pytest.mark.parametrize("value", [3.5, [], {}, object(), "garbage"], ids=repr)
 def test_wrong_values(name: str, value: Any) -> None:
-    error = refused(DANCE, **{name: value})
+    error = refused(reader(name), **{name: value})
     assert error.field == name
 
 

@@ -17,7 +17,8 @@ from xicon_infer import formulas, formulas_vae
 from xicon_infer.errors import InvalidRequest, MediaError
 from xicon_infer.formulas import SCAIL_14B
 from xicon_infer.job import Job, make_job
-from xicon_infer.job_fields import DISTILL_LORA
+from xicon_infer.job_fields import FIELDS
+from xicon_infer.job_profiles import I2V_LORA
 from xicon_infer.types import Clip, SilentProgress
 from xicon_infer.weights.manifest import files_for
 
@@ -301,7 +302,7 @@ def test_files_present_and_missing(base: dict[str, Any], tmp_path: Path) -> None
     (tmp_path / entries[0].names[0]).write_bytes(b"12345")
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "mine.safetensors").write_bytes(b"123")
-    job = make_job({**base, "loras": [DISTILL_LORA, "mine.safetensors", "absent"]})
+    job = make_job({**base, "loras": [I2V_LORA, "mine.safetensors", "absent"]})
     files = make_plan(job, search_dirs=[tmp_path]).files
     assert [f.component for f in files] == [e.component for e in entries] + ["lora"] * 3
     assert (files[0].path, files[0].size_bytes) == (tmp_path / entries[0].names[0], 5)
@@ -357,5 +358,6 @@ def test_tiny_text(base: dict[str, Any]) -> None:
 
 
 def test_every_attribute_of_job_is_in_the_settings(base: dict[str, Any]) -> None:
-    names = {name for name in Job.__dataclass_fields__ if name != "warnings"}
-    assert set(planned(base).settings) == names
+    table = {field.name for field in FIELDS}
+    assert {name for name in Job.__dataclass_fields__ if name != "warnings"} == table
+    assert set(planned(base).settings) == {f.name for f in FIELDS if f.used_by("scail")}

@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from tests.cli_media import SIZE, fake_result, fake_run_job, write_image, write_video
+from tests.job_examples import pipeline_of
 from xicon_infer import errors
 from xicon_infer.job import Job, make_job
-from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, PIPELINES, Field
+from xicon_infer.job_field import PIPELINES, Field
+from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS
 from xicon_infer.job_flags import parse, run_parser
 from xicon_infer.run import main
 from xicon_infer.types import Progress, Result
@@ -115,12 +117,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def other_value(field: Field) -> tuple[list[str], Any]:
     """Returns words that set an option to something else than its default, and that value."""
-    flag = field.flags[-1]
+    flag, pipeline = field.flags[-1], pipeline_of(field)
+    multiple = field.multiple_for(pipeline)
     if field.kind == "switch":
-        wanted = not field.default
+        wanted = not field.default_for(pipeline)
         return [flag if wanted else flag.replace("--", "--no-", 1)], wanted
+    if field.name == "preset":
+        return [flag, "bf16"], "bf16"
     if field.kind == "choice":
-        value = next(c for c in reversed(field.choices) if c != field.default_for("scail"))
+        value = next(c for c in reversed(field.choices) if c != field.default_for(pipeline))
         return [flag, str(value)], value
     if field.pattern:
         return [flag, "largest"], "largest"
@@ -131,7 +136,9 @@ def other_value(field: Field) -> tuple[list[str], Any]:
             "ref_end": 0.75,
             "tile_height": 512,
             "tile_width": 512,
-        }.get(field.name, field.low + (field.multiple if field.multiple > 1 else 1))
+            "st_cond_cfg": 0.2,
+            "end_cond_cfg": 0.6,
+        }.get(field.name, field.low + (multiple if multiple > 1 else 1))
         value = value if field.kind == "number" else int(value)
         return [flag, str(value)], value
     return [flag, "something"], "something"
@@ -140,7 +147,8 @@ def other_value(field: Field) -> tuple[list[str], Any]:
 def settable() -> list[Field]:
     """Returns the options that go with a pose video; the others have tests of their own."""
     files = ("image", "pose_video", "track", "video", "output", "models_dir", "pipeline", "loras")
-    found = ("detector", "tracker", "overlay")
+    files = (*files, "end_image", "negative_pose")
+    found = ("detector", "tracker", "overlay", "pose_align", "condition_guide_scale")
     return [field for field in FIELDS if field.name not in (*files, *found)]
 
 
@@ -148,6 +156,9 @@ def settable() -> list[Field]:
 def test_every_flag_reaches_the_job(field: Field, words: list[str]) -> None:
     given, value = other_value(field)
     spy = Spy()
+    name = pipeline_of(field)
+    if name != "scail":
+        given = ["--pipeline", name, *given]
     assert main([*words, *given, "--quiet"], run_job=spy) == 0
     assert getattr(spy.jobs[0], field.name) == value
 
@@ -205,8 +216,8 @@ def test_pose_alone_dry_and_its_summary(
 def test_help_says_who_reads_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "bf16: the 14B model (only scail)" in text
-    assert "most driving frames, 0 for all (default: 0)" in text
+    assert "factor on the reference latents (only scail) (default: 1.0)" in text
+    assert "most driving frames, 0 for all (only scail, steady_dancer, pose)" in text
 
 
 def test_run_may_be_named_or_not(words: list[str]) -> None:

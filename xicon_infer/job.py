@@ -11,27 +11,27 @@ the rules between options `xicon_infer.job_rules`.
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from xicon_infer.errors import MediaError, WeightsError
-from xicon_infer.job_fields import (
-    DISTILL_LORA,
-    FIELDS,
-    MAX_FRAMES,
-    PIPELINES,
+from xicon_infer.job_field import PIPELINES, Field
+from xicon_infer.job_fields import FIELDS, MAX_FRAMES
+from xicon_infer.job_profiles import (
+    DISTILL_LORAS,
+    PRESET_QUALITY,
+    PRESETS,
     PROFILES,
-    Field,
+    SMALL_SHIFT,
+    WITHOUT_LORA,
 )
-from xicon_infer.job_fields_motion import DEFAULT_DETECTOR
 from xicon_infer.job_rules import check_inputs, check_together, finds_poses, without_effect
+from xicon_infer.job_types import Job
 from xicon_infer.job_values import Lora, check_value, refusal, shown
-from xicon_infer.types import Fit, latent_frames, pixel_frames
+from xicon_infer.sizes import SMALL_AREA
+from xicon_infer.types import latent_frames, pixel_frames
 
 __all__ = ["Job", "Lora", "Source", "check_files", "make_job", "refuse_unknown", "resolve_frames"]
 
@@ -41,145 +41,10 @@ Source = Literal["cli", "request"]
 REQUEST_FPS = 16.0
 """Default frame rate of a request; the command line keeps that of the source."""
 
-_INPUTS = ("image", "pose_video", "track", "video")
+_INPUTS = ("image", "end_image", "pose_video", "negative_pose", "track", "video")
 
-
-_NTSC_ROUNDING = 0.0009
-"""Frames per second by which a rounded NTSC rate may be off; whole rates are further away."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One video to make. The attributes are the options of `FIELDS`; see there for each.
-
-    An option that the pipeline does not read has its default. warnings: repairs, and given options
-    that have no effect in this job.
-    """
-
-    pipeline: str
-    preset: Literal["tiny", "fp8", "bf16"]
-    models_dir: Path | None
-    loras: tuple[Lora, ...]
-    lora_mode: Literal["full", "merge", "comfy_unmerged"]
-    image: Path | None
-    pose_video: Path | None
-    track: Path | None
-    video: Path | None
-    image_fit: Fit
-    pose_fit: Fit
-    body: Literal["nlf", "rtmw3d"]
-    detector: str
-    tracker: Literal["none", "botsort", "bytetrack"]
-    keypoint_model: Literal["vitpose-h", "vitpose-l"]
-    keypoint_decode: Literal["dark", "udp"]
-    subject: str
-    persons: int
-    smooth: float
-    align: Literal["auto", "off", "wide"]
-    pose_cache: bool
-    output: Path
-    overwrite: bool
-    audio: Literal["source", "none"]
-    crf: int
-    sheet: bool
-    pose_preview: bool
-    overlay: bool
-    save_track: bool
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_frames: int | None
-    max_frames: int
-    skip_frames: int
-    select_every_nth: int
-    fps: float | Literal["source"]
-    profile: str
-    num_inference_steps: int
-    guidance_scale: float
-    shift: float
-    scheduler: str
-    seed: int
-    uncond_reference: Literal["keep", "zero"]
-    pose_strength: float
-    pose_start: float
-    pose_end: float
-    ref_strength: float
-    ref_start: float
-    ref_end: float
-    draw_face: bool
-    draw_hands: bool
-    pose_render: Literal["full_then_half", "half"]
-    pose_rope: Literal["pooled", "midpoint"]
-    pose_rope_t_offset: Literal[0, 1]
-    clip_preprocess: Literal["stretch", "center"]
-    context_schedule: str
-    context_frames: int
-    context_stride: int
-    context_overlap: int
-    freenoise: bool
-    fuse_method: str
-    tile: bool
-    tile_height: int
-    tile_width: int
-    tile_stride_height: int
-    tile_stride_width: int
-    device: Literal["auto", "cuda", "cpu"]
-    dtype: Literal["auto", "bf16", "fp16", "fp32"]
-    attention: str
-    guidance_batching: Literal["auto", "batched", "sequential"]
-    warnings: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def frame_rate(self) -> Fraction | None:
-        """The wanted rate, None for the source's; 23.976, 29.97 and 59.94 mean n * 1000 / 1001."""
-        if self.fps == "source":
-            return None
-        ntsc = Fraction(round(self.fps * 1001 / 1000) * 1000, 1001)
-        return ntsc if abs(float(ntsc) - self.fps) < _NTSC_ROUNDING else Fraction(str(self.fps))
-
-    @property
-    def guided(self) -> bool:
-        """True if a second, unconditional branch runs."""
-        return not math.isclose(self.guidance_scale, 1.0)
-
-    @property
-    def finds_poses(self) -> bool:
-        """True if the motion is found in the driving video: no pose video and no track is given."""
-        return self.video is not None and self.pose_video is None and self.track is None
-
-    @property
-    def aligns(self) -> bool:
-        """True if the found motion is fitted to the reference, whose pose is found as well."""
-        return self.finds_poses and self.image is not None and self.align != "off"
-
-    @property
-    def detector_path(self) -> Path | None:
-        """The ultralytics model that finds the persons, None for YOLOv10m."""
-        return None if self.detector == DEFAULT_DETECTOR else Path(self.detector)
-
-    def settings(self) -> dict[str, Any]:
-        """Returns every option that the pipeline reads, JSON-able; `make_job` takes it back."""
-        used = (option.name for option in FIELDS if option.used_by(self.pipeline))
-        return {name: _plain(getattr(self, name)) for name in used}
-
-    def outputs(self) -> dict[str, Path]:
-        """Returns every file the job will write, by kind; "video" and "report" are always there.
-
-        Pipeline pose always writes the track and the openpose file; the others are on request.
-        """
-        alone = self.pipeline == "pose"
-        wanted = {
-            "video": (True, ".mp4"),
-            "report": (True, ".json"),
-            "sheet": (self.sheet, ".png"),
-            "pose": (self.pose_preview, ".pose.mp4"),
-            "overlay": (self.overlay, ".overlay.mp4"),
-            "track": (alone or (self.save_track and self.finds_poses), ".npz"),
-            "openpose": (alone, ".openpose.json"),
-        }
-        paths = {kind: self.output.with_suffix(end) for kind, (on, end) in wanted.items() if on}
-        return paths | {"video": self.output}
+_FOLDERS = ("pose_video", "negative_pose")
+"""Inputs that pipeline steady_dancer also takes as a folder of pictures."""
 
 
 def make_job(
@@ -192,8 +57,8 @@ def make_job(
 
     Args:
         values: option -> value, of the types of `FIELDS`; LoRAs as text or {name, strength}.
-        source: "cli" refuses a size that is no multiple of 32 and keeps the source's fps;
-            "request" floors the size with a warning and resamples to 16 fps.
+        source: "cli" refuses a size that is not the multiple a pipeline needs and keeps the source's fps;
+            "request" floors the size to one with a warning and resamples to 16 fps.
         fields: the table of options.
 
     Raises:
@@ -205,7 +70,7 @@ def make_job(
     refuse_unknown(given, table, pipeline)
     warnings: list[str] = []
     checked = {
-        name: _sized(table[name], check_value(table[name], value), source, warnings)
+        name: _sized(table[name], check_value(table[name], value), pipeline, source, warnings)
         for name, value in given.items()
     }
     resolved = _with_defaults(checked, table, pipeline, source)
@@ -275,7 +140,8 @@ def check_files(job: Job) -> None:
     """
     inputs = {name: path for name in _INPUTS if (path := getattr(job, name)) is not None}
     for name, path in inputs.items():
-        if not _is(path, "file"):
+        folder = job.pipeline == "steady_dancer" and name in _FOLDERS and _is(path, "folder")
+        if not folder and not _is(path, "file"):
             state = "is not a file" if _is(path, "there") else "does not exist"
             raise MediaError(f"'{name}': {path} {state}", field=name, code="MEDIA_NOT_FOUND")
     if job.models_dir is not None and not _is(job.models_dir, "folder"):
@@ -324,26 +190,19 @@ def _is(path: Path, what: Literal["there", "file", "folder"]) -> bool:
         return False
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [{"name": lora.name, "strength": lora.strength} for lora in value]
-    return value
-
-
-def _sized(option: Field, value: Any, source: Source, warnings: list[str]) -> Any:
+def _sized(option: Field, value: Any, pipeline: str, source: Source, warnings: list[str]) -> Any:
     """Returns a value that divides by the option's multiple, floored only for a request."""
-    if option.multiple == 1 or value % option.multiple == 0:
+    multiple = option.multiple_for(pipeline)
+    if multiple == 1 or value % multiple == 0:
         return value
-    below = value - value % option.multiple
+    below = value - value % multiple
     if source == "request":
         warnings.append(f"'{option.name}' {value} lowered to {below}: a multiple is needed")
         return below
-    near = [v for v in (below, below + option.multiple) if option.low <= v <= option.high]
+    near = [v for v in (below, below + multiple) if option.low <= v <= option.high]
     raise refusal(
         option.name,
-        f"'{option.name}' must be a multiple of {option.multiple}, got {value}: use "
+        f"'{option.name}' must be a multiple of {multiple}, got {value}: use "
         + " or ".join(str(v) for v in near),
         "OUT_OF_RANGE",
     )
@@ -353,15 +212,34 @@ def _with_defaults(
     checked: Mapping[str, Any], table: Mapping[str, Field], pipeline: str, source: Source
 ) -> dict[str, Any]:
     """Returns a value for every option: the given one, that of the profile, or the default."""
-    base = {name: option.default_for(pipeline) for name, option in table.items()}
+    values = {name: option.default_for(pipeline) for name, option in table.items()}
     if source == "request":
-        base["fps"] = REQUEST_FPS
-    profile = checked.get("profile", base["profile"])
-    values = {**base, **PROFILES[profile], **checked}
+        values["fps"] = REQUEST_FPS
+    if "preset" not in checked and pipeline in PRESETS:
+        values["preset"] = PRESETS[pipeline][0]
+    preset = checked.get("preset", values["preset"])
+    profile = checked.get("profile", values["profile"])
+    values |= PROFILES[profile].get(pipeline, {})
+    if profile == "quality":
+        values |= PRESET_QUALITY.get(preset, {})
+    values |= checked
+    if "shift" not in checked and profile == "quality" and _small_shift(values):
+        values["shift"] = SMALL_SHIFT
     if values["loras"] is None:
-        none = values["preset"] == "tiny" or not table["loras"].used_by(pipeline)
-        values["loras"] = () if none else (Lora(DISTILL_LORA),)
+        none = preset in WITHOUT_LORA or not table["loras"].used_by(pipeline)
+        values["loras"] = () if none else (Lora(DISTILL_LORAS[pipeline]),)
     values["output"] = Path(values["output"])
-    if "align" not in checked and (values["image"] is None or not finds_poses(values)):
-        values["align"] = "off"
+    lone = values["pose_video"] is not None and values["negative_pose"] is None
+    if "condition_guide_scale" not in checked and lone:
+        values["condition_guide_scale"] = 0.0  # nothing to guide away from
+    for name in ("align", "pose_align"):
+        if name not in checked and (values["image"] is None or not finds_poses(values)):
+            values[name] = "off"
     return values
+
+
+def _small_shift(values: Mapping[str, Any]) -> bool:
+    """Returns True for the smaller sizes of the models that were run with another shift there."""
+    small = values["width"] * values["height"] <= SMALL_AREA
+    named = values["pipeline"] in ("steady_dancer", "wan_i2v")
+    return small and named and "shift" not in PRESET_QUALITY.get(values["preset"], {})

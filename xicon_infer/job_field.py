@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal
+
+from xicon_infer.job_profiles import PROFILES, Value
 
 Kind = Literal["path", "text", "integer", "number", "switch", "choice", "loras"]
 
-Value: TypeAlias = "str | int | float | bool | tuple[()] | None"
-"""A default: JSON-like, None where the option may be left out without one."""
-
-PIPELINES: tuple[str, ...] = ("scail", "pose")
+PIPELINES: tuple[str, ...] = ("scail", "steady_dancer", "wan_i2v", "wan_t2v", "pose")
 SCAIL: tuple[str, ...] = ("scail",)
-
-PROFILES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
-    {
-        "fast": {},
-        # What the authors of SCAIL sample with: Euler, guidance by text alone against an empty
-        # negative prompt, the pose present in every step, no distillation.
-        "quality": {
-            "scheduler": "euler/official",
-            "num_inference_steps": 50,
-            "shift": 5.0,
-            "guidance_scale": 4.0,
-            "negative_prompt": "",
-            "pose_end": 1.0,
-            "loras": (),
-        },
-    }
-)
-"""Defaults that a profile changes; a value that is given wins over the profile."""
+DANCER: tuple[str, ...] = ("steady_dancer",)
+WAN: tuple[str, ...] = ("wan_i2v", "wan_t2v")
+VIDEO: tuple[str, ...] = (*SCAIL, *DANCER, *WAN)
+"""Those that sample a video."""
+DRIVEN: tuple[str, ...] = (*SCAIL, *DANCER, "pose")
+"""Those that a driving video or a motion drives."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +26,8 @@ class Field:
 
     name: of the attribute and the JSON key; the flag is the same with dashes. kind: its type.
     group: a key of `GROUPS`. help: one phrase with the unit. default: one value, or one per
-    pipeline. low, high: ends of the range, both allowed. multiple: a size must divide by it.
+    pipeline. low, high: ends of the range, both allowed. multiple: a size must divide by it, one
+    number or one per pipeline.
     pipelines: those that use it; empty = all. choices: all allowed values. also: values allowed
     besides a range. aliases: further flags. flag: the flag where it differs from the name.
     pattern: what a text must match as a whole, any text if empty. form: the same in words.
@@ -53,7 +40,7 @@ class Field:
     default: Value | Mapping[str, Value] = None
     low: float = 0
     high: float = 0
-    multiple: int = 1
+    multiple: int | Mapping[str, int] = 1
     pipelines: tuple[str, ...] = ()
     choices: tuple[str | int, ...] = ()
     also: tuple[str | int, ...] = ()
@@ -76,19 +63,25 @@ class Field:
             return self.default.get(pipeline, next(iter(self.default.values())))
         return self.default
 
+    def multiple_for(self, pipeline: str) -> int:
+        """Returns what a value must divide by in a pipeline."""
+        return self.multiple if isinstance(self.multiple, int) else self.multiple.get(pipeline, 1)
+
     @property
     def default_text(self) -> str:
         """Returns the default for a reader, and where pipelines or profiles differ; "" if none."""
-        if self.default is None:
-            return ""
-        if isinstance(self.default, bool):
-            return "on" if self.default else "off"
-        values = self.default if isinstance(self.default, Mapping) else {"": self.default}
-        same = len(set(values.values())) == 1
-        parts = [str(v) if same else f"{name} {v}" for name, v in values.items()]
-        parts = parts[:1] if same else parts
-        changed = ((name, profile.get(self.name)) for name, profile in PROFILES.items())
-        parts += [f"{name} {v}" for name, v in changed if v is not None and str(v) != parts[0]]
+        users = self.pipelines or PIPELINES
+        plain = {name: self.default_for(name) for name in users}
+        parts = [] if self.default is None else _by_value(plain)
+        for profile, changes in PROFILES.items():
+            changed = {
+                name: value
+                for name in users
+                if (value := changes.get(name, {}).get(self.name)) is not None
+                and value != plain[name]
+                and value != ()
+            }
+            parts += [f"{profile}: {text}" for text in _by_value(changed, named=users)]
         return "; ".join(parts)
 
     def used_by(self, pipeline: str) -> bool:
@@ -100,6 +93,21 @@ class Field:
         """Returns " (only ...)" where some pipelines do not read the option, else ""."""
         every = not self.pipelines or set(self.pipelines) == set(PIPELINES)
         return "" if every else f" (only {', '.join(self.pipelines)})"
+
+
+def _by_value(values: Mapping[str, Value], named: tuple[str, ...] = ()) -> list[str]:
+    """Returns one text per different value, with the pipelines it is for where they differ.
+
+    Args:
+        values: by pipeline.
+        named: the pipelines that read the option; those of `values` if empty.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        text = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+        groups.setdefault(text if value is not None else "none", []).append(name)
+    everywhere = len(groups) == 1 and len(values) == len(named or values)
+    return [text if everywhere else f"{'/'.join(users)} {text}" for text, users in groups.items()]
 
 
 def choice_of(

@@ -8,11 +8,14 @@ from typing import Any, TypeAlias
 
 from xicon_infer.job_field import Field
 from xicon_infer.job_fields import MAX_PIXELS
-from xicon_infer.job_fields_motion import DEFAULT_DETECTOR
+from xicon_infer.job_fields_motion import DETECTORS
+from xicon_infer.job_profiles import PRESETS
 from xicon_infer.job_values import refusal, shown
 
+_ALL_SOURCES = "--video (a dance), --pose-video (a rendered pose) or --track (a saved motion)"
 _SOURCES = {
-    "scail": "--video (a dance), --pose-video (a rendered pose) or --track (a saved motion)",
+    "scail": _ALL_SOURCES,
+    "steady_dancer": _ALL_SOURCES,
     "pose": "--video (a dance) or --track (a saved motion)",
 }
 
@@ -33,28 +36,62 @@ def check_inputs(values: Mapping[str, Any]) -> None:
         InvalidRequest: naming the option.
     """
     pipeline = values["pipeline"]
-    if values["image"] is None and pipeline == "scail":
+    if values["image"] is None and pipeline in ("scail", "steady_dancer", "wan_i2v"):
         raise refusal("image", "Missing 'image': the reference picture", "MISSING_FIELD")
+    if pipeline == "wan_t2v" and not values["prompt"].strip():
+        raise refusal("prompt", "Missing 'prompt': what the video shows", "MISSING_FIELD")
+    if values["preset"] not in PRESETS.get(pipeline, (values["preset"],)):
+        allowed = ", ".join(PRESETS[pipeline])
+        message = f"'preset' must be one of {allowed} with pipeline {pipeline}, got "
+        raise refusal("preset", message + shown(values["preset"]), "INVALID_CHOICE")
+    both = str(values["preset"]).startswith("flf2v")
+    if pipeline == "wan_i2v" and both != (values["end_image"] is not None):
+        message = (
+            "Missing 'end_image': the weights of this preset start and end with a picture"
+            if both
+            else "'end_image' needs --preset flf2v-bf16, whose weights end with a picture"
+        )
+        raise refusal("end_image", message, "MISSING_FIELD" if both else "UNUSED_FIELD")
+    if pipeline in _SOURCES:
+        _check_motion(values)
+    elif values["fps"] == "source":
+        message = f"'fps' must be a number with pipeline {pipeline}: nothing drives it"
+        raise refusal("fps", message, "INVALID_NUMBER")
+    if values["output"].suffix.lower() != ".mp4":
+        name = shown(str(values["output"]))
+        raise refusal("output", f"'output' must end in .mp4, got {name}", "INVALID_VALUE")
+
+
+def _check_motion(values: Mapping[str, Any]) -> None:
+    """Refuses what does not fit to the motion of a job that has one."""
     _check_motion_source(values)
     drawn = values["pose_video"] is None
     if drawn and values["pose_fit"] == "stretch":
         message = "'pose_fit' must be one of crop, pad for a track or a driving video, got "
         raise refusal("pose_fit", f'{message}"stretch"', "INVALID_CHOICE")
-    if values["image"] is None and values["align"] != "off":
-        message = f"'align' {values['align']} needs --image, the reference to fit the motion to"
-        raise refusal("align", message, "MISSING_FIELD")
-    if values["tracker"] != "none" and values["detector"] == DEFAULT_DETECTOR:
+    for name in ("align", "pose_align"):
+        if values["image"] is None and values[name] != "off":
+            message = f"'{name}' {values[name]} needs --image, the reference to fit the motion to"
+            raise refusal(name, message, "MISSING_FIELD")
+    if values["tracker"] != "none" and values["detector"] in DETECTORS:
         message = (
-            f"'tracker' must be none with --detector {DEFAULT_DETECTOR}, got "
+            f"'tracker' must be none with --detector {values['detector']}, got "
             f"{shown(values['tracker'])}: give an ultralytics model (.pt, .onnx, .engine)"
         )
         raise refusal("tracker", message, "INVALID_CHOICE")
     if values["overlay"] and not finds_poses(values):
         message = "'overlay' needs --video without --track or --pose-video: it shows what was found"
         raise refusal("overlay", message, "MISSING_FIELD")
-    if values["output"].suffix.lower() != ".mp4":
-        name = shown(str(values["output"]))
-        raise refusal("output", f"'output' must end in .mp4, got {name}", "INVALID_VALUE")
+    if values["negative_pose"] is not None and drawn:
+        message = "'negative_pose' needs --pose-video: for a driving video or a track it is made"
+        raise refusal("negative_pose", message, "MISSING_FIELD")
+    given = values["pose_video"] is not None and values["negative_pose"] is None
+    if given and values["condition_guide_scale"] > 0:
+        message = (
+            "'condition_guide_scale' needs --negative-pose beside a --pose-video: it guides away "
+            "from it; give the folder or video, or 0"
+        )
+        raise refusal("condition_guide_scale", message, "MISSING_FIELD")
 
 
 def _check_motion_source(values: Mapping[str, Any]) -> None:
@@ -86,7 +123,8 @@ def check_together(values: Mapping[str, Any]) -> None:
     if values["context_overlap"] >= values["context_frames"]:
         message = "'context_overlap' must be smaller than 'context_frames'"
         raise refusal("context_overlap", message, "OUT_OF_RANGE")
-    for small, large in (("pose_start", "pose_end"), ("ref_start", "ref_end")):
+    ranges = ("pose_start", "pose_end"), ("ref_start", "ref_end"), ("st_cond_cfg", "end_cond_cfg")
+    for small, large in ranges:
         if values[small] > values[large]:
             numbers = f"{values[small]:g} and {values[large]:g}"
             message = f"'{small}' must not be larger than '{large}', got {numbers}"
@@ -110,11 +148,12 @@ def without_effect(
         values: every option.
         table: name -> option.
     """
+    pipeline = values["pipeline"]
     return [
         f"'{name}' has no effect {reason}"
         for names, idle, reason in (*_sampling_rules(values), *_motion_rules(values))
         for name in names
-        if idle and name in checked and checked[name] != table[name].default
+        if idle and name in checked and checked[name] != table[name].default_for(pipeline)
     ]
 
 
@@ -125,7 +164,10 @@ _Rule: TypeAlias = "tuple[tuple[str, ...], bool, str]"
 def _sampling_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
     tiles = ("tile_height", "tile_width", "tile_stride_height", "tile_stride_width")
     guidance = ("negative_prompt", "uncond_reference", "guidance_batching")
+    condition = ("st_cond_cfg", "end_cond_cfg", "negative_pose")
     return (
+        (condition, values["condition_guide_scale"] == 0, "at condition_guide_scale 0"),
+        (("blocks_to_swap",), values["memory"] in ("resident", "offload"), "but with streaming"),
         (tiles, not values["tile"], "without 'tile'"),
         (guidance, math.isclose(values["guidance_scale"], 1.0), "at guidance_scale 1"),
         (("lora_mode",), not values["loras"], "without a LoRA"),
@@ -133,19 +175,22 @@ def _sampling_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
 
 
 def _motion_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
+    if values["pipeline"] not in _SOURCES:
+        return ()
     found = finds_poses(values)
     rendered = values["pose_video"] is not None
-    drawn = ("draw_face", "draw_hands", "pose_render")
+    drawn = ("draw_face", "draw_hands", "pose_render", "pose_style")
     networks = ("body", "detector", "tracker", "keypoint_model", "keypoint_decode")
     followed = (*networks, "subject", "persons", "smooth", "pose_cache", "save_track")
     unseen = not (found or values["sheet"])
     silent = values["audio"] == "none" and values["fps"] != "source"
-    fitted = found and values["align"] != "off"
+    fitted = found and "off" not in (values["align"], values["pose_align"])
     given = f"with {'a pose video' if rendered else 'a track'}: no pose is found"
     return (
         (drawn, rendered, "with a pose video, which is drawn already"),
         (followed, not found, given),
         (("align",), not found and values["align"] != "off", given),
+        (("pose_align",), not found and values["pose_align"] != "off", given),
         (("video",), unseen and silent, "when neither its sound nor its fps is used"),
         (("audio",), values["video"] is None and not rendered, "without a video"),
         (("image",), values["pipeline"] == "pose" and not fitted, "without alignment"),

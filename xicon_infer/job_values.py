@@ -134,12 +134,12 @@ def _check_choice(field: Field, value: Any) -> Any:
             return choice
     allowed = ", ".join(str(choice) for choice in field.choices)
     message = f"'{field.name}' must be one of {allowed}, got {shown(value)}"
-    if field.name == "pipeline":
-        message += ": this version has no other pipeline"
     raise refusal(field.name, message, "INVALID_CHOICE")
 
 
-def _check_integer(field: Field, value: Any) -> int:
+def _check_integer(field: Field, value: Any) -> Any:
+    if isinstance(value, str) and value in field.also:
+        return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise _not_numeric(field, "an integer", value)
     return _in_range(field, value)

@@ -156,7 +156,7 @@ def test_a_forced_kernel_that_is_absent_is_refused():
 
 
 def test_unknown_pipelines_and_presets_are_refused():
-    with pytest.raises(InvalidRequest, match="'pipeline' must be one of .*wan_t2v, got 'wan'"):
+    with pytest.raises(InvalidRequest, match=r"'pipeline' must be one of .*wan_t2v, got 'wan'"):
         build_pipeline("wan")
     with pytest.raises(InvalidRequest, match="preset"):
         build_pipeline("scail", "fp4")
