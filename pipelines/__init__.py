@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xicon_infer.errors import InvalidRequest
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipelines.steady_dancer import SteadyDancerPipeline
     from pipelines.wan_video import WanVideoPipeline
 
-    Pipeline = ScailPipeline | SteadyDancerPipeline | WanVideoPipeline
+Pipeline: TypeAlias = "ScailPipeline | SteadyDancerPipeline | WanVideoPipeline"
 
 TINY = "tiny"
 

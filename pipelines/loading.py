@@ -24,7 +24,7 @@ from xicon_infer.models.wan import WanTransformer
 from xicon_infer.ops.lora import apply_loras
 from xicon_infer.ops.lora_keys import LoraFile, read_lora
 from xicon_infer.weights.checkpoint import open_checkpoint, read_tensors
-from xicon_infer.weights.detect import Kind, detect
+from xicon_infer.weights.detect import Kind, detect, refuse_other_kind
 from xicon_infer.weights.keymaps import to_vae_names, to_wan_names
 from xicon_infer.weights.keymaps_encoders import (
     map_image_encoder,
@@ -36,6 +36,7 @@ from xicon_infer.weights.manifest import (
     fetch_command,
     files_for,
     locate,
+    locate_named,
     missing_message,
 )
 from xicon_infer.weights.strict import DtypePolicy, dit_policy, load_strict
@@ -141,13 +142,8 @@ def load_preset(
     paths = find_files(entries, options.search_dirs)
     checkpoints = {n: open_checkpoint(p) for n, p in paths.items() if n != "tokenizer"}
     found = detect(checkpoints["transformer"].shapes)
-    if found.kind not in KINDS[pipeline]:
-        raise WeightsError(
-            f"transformer: {paths['transformer'].name} is a {found.kind} model, the pipeline needs "
-            f"{pipeline}; see weights_manifest.json for the right file",
-            field="transformer",
-        )
-    states = {name: read_tensors(checkpoint) for name, checkpoint in checkpoints.items()}
+    refuse_other_kind(found, KINDS[pipeline], paths["transformer"])
+    states = {name: read_tensors(c, dtype=options.dtype) for name, c in checkpoints.items()}
     embedded = sentencepiece_bytes(states["text_encoder"])
     tokenizer = (
         load_tokenizer(paths["tokenizer"])
@@ -221,18 +217,14 @@ def assemble(
 
 
 def find_lora(name: str, search_dirs: tuple[Path, ...]) -> Path:
-    """Returns the file of a LoRA: a path, or a bare name in a search folder or its `loras`.
+    """Returns the file of a LoRA: a path, or a bare name in the places of the weights.
 
     Raises:
         WeightsError: it is nowhere; says where it was looked for.
     """
-    places = [Path(name)]
-    for folder in search_dirs:
-        places += [folder / name, folder / "loras" / name, folder / "models" / "loras" / name]
-        places += sorted((folder / "Lightx2v").glob(name))
-    for place in places:
-        if place.is_file():
-            return place
+    found = Path(name) if Path(name).is_file() else locate_named("lora", name, search_dirs)
+    if found is not None:
+        return found
     searched = ", ".join(str(folder) for folder in search_dirs) or "no folder"
     raise WeightsError(
         f"LoRA {name!r} was not found (searched: {searched}); give its path, name its folder with "

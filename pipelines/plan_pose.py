@@ -17,7 +17,7 @@ DRAW_POSE = "draw pose"
 # Frames that go through the networks, or are drawn, together: as in pipelines.pose and
 # xicon_infer.pose.render, which import PyTorch. A test compares them.
 BATCH = 16
-BUILT_IN_DETECTOR = "yolov10m"
+BUILT_IN_DETECTORS = ("yolov10m", "yolox")
 
 _FLOAT_BYTES = 4
 _DETECTOR_SIDE = 640
@@ -86,12 +86,14 @@ def pose_stages(job: Job, num_frames: int) -> tuple[StagePlan, ...]:
         return ()
     looked_at = num_frames + job.aligns
     people = num_frames * job.persons
-    flops = looked_at * formulas_pose.YOLO_FLOPS if job.detector_path is None else 0
-    flops += (people + job.aligns) * formulas_pose.vitpose_flops(job.keypoint_model)
-    flops += people * formulas_pose.body_flops(job.body)
-    parameters = formulas_pose.VITPOSE[job.keypoint_model].parameters
-    parameters += formulas_pose.YOLO_PARAMETERS if job.detector_path is None else 0
-    if job.body == "nlf":
+    detecting, parameters = (0, 0)
+    if job.detector_path is None:
+        detecting, parameters = formulas_pose.detector_cost(job.detector)
+    pointing, size = formulas_pose.keypoint_cost(job.keypoint_model)
+    flops = looked_at * detecting + (people + job.aligns) * pointing
+    flops += people * formulas_pose.body_flops(job.body_network)
+    parameters += size
+    if job.body_network == "nlf":
         parameters += formulas_pose.NLF_PARAMETERS
     batch = min(BATCH, looked_at)
     numbers = batch * (3 * _DETECTOR_SIDE**2 + job.persons * _PERSON_NUMBERS)
@@ -105,13 +107,13 @@ def pose_notes(job: Job) -> tuple[str, ...]:
         return ()
     persons = "1 person" if job.persons == 1 else f"{job.persons} persons"
     notes = [f"find poses counts {persons} in a frame; everybody else seen costs as much again"]
-    if job.body == "nlf":
+    if job.body_network == "nlf":
         detector = formulas_pose.NLF_DETECTOR_FLOPS / 1e9
         notes.append(
             "NLF is given the boxes; where its file cannot take them, its own detector adds "
             f"{detector:.0f} GF a frame"
         )
-    else:
+    elif job.body_network == "rtmw3d":
         notes.append("the work and size of RTMW3D are not known and not counted")
     if job.detector_path is not None:
         notes.append(f"the work and size of {job.detector_path.name} are not counted")
@@ -122,10 +124,10 @@ def pose_files(job: Job, search_dirs: Sequence[Path]) -> list[FilePlan]:
     """Returns the files of the pose networks that the job needs, present and missing."""
     if not job.finds_poses:
         return []
-    names: list[str] = [job.body, job.keypoint_model]
+    names: list[str] = [job.body_network, job.keypoint_model]
     found = []
     if job.detector_path is None:
-        names.append(BUILT_IN_DETECTOR)
+        names.append(job.detector)
     else:
         path = job.detector_path
         found.append(FilePlan("pose_detector", path.name, path, path.stat().st_size))

@@ -23,8 +23,10 @@ from xicon_infer.ahead import ahead
 from xicon_infer.errors import PoseError, WeightsError
 from xicon_infer.pose.align import Alignment, AlignOptions, align_tracks
 from xicon_infer.pose.align_solver import BOUNDS, WIDE_BOUNDS
+from xicon_infer.pose.bodies import nobody
 from xicon_infer.pose.camera import default_intrinsics
 from xicon_infer.pose.detector import YoloDetector
+from xicon_infer.pose.dwpose import DwPose
 from xicon_infer.pose.follow import FollowedPerson, follow
 from xicon_infer.pose.nlf import LICENCE_NOTE, Nlf
 from xicon_infer.pose.observations import Bodies, Boxes, Observation
@@ -35,6 +37,7 @@ from xicon_infer.pose.subject import choose
 from xicon_infer.pose.track import fill_gaps
 from xicon_infer.pose.ultralytics_detector import UltralyticsDetector
 from xicon_infer.pose.vitpose import VitPose
+from xicon_infer.pose.yolox import YoloxDetector
 from xicon_infer.types import Float32Array, PoseTrack, Progress, Track, UInt8Array
 from xicon_infer.weights.manifest import (
     FileEntry,
@@ -53,7 +56,7 @@ CPU_CHUNK = 2
 MAX_PERSONS = 6
 """Persons of a frame that are looked at; the largest of a crowd."""
 
-BUILT_IN_DETECTOR = "yolov10m"
+BUILT_IN_DETECTORS = ("yolov10m", "yolox")
 
 
 class Detector(Protocol):
@@ -83,11 +86,14 @@ class BodyModel(Protocol):
 
 @dataclass(frozen=True)
 class PoseModels:
-    """The three networks, and what the user must be told about their licences."""
+    """The networks, and what the user must be told about their licences.
+
+    bodies: None where only points in the picture are wanted; all bodies are then missing.
+    """
 
     detector: Detector
     keypoints: KeypointModel
-    bodies: BodyModel
+    bodies: BodyModel | None
     notes: tuple[str, ...] = ()
 
 
@@ -95,15 +101,16 @@ class PoseModels:
 class PoseModelOptions:
     """Which networks, and where.
 
-    body: "nlf" (weights for non-commercial use) or "rtmw3d". detector: the built-in one, or the
-    path of an ultralytics model; tracker: its tracker, or "none". keypoint_model: size of ViTPose.
-    keypoint_decode: as the ComfyUI graph ("dark") or as the network was trained ("udp").
+    body: "nlf" (weights for non-commercial use), "rtmw3d", or "none" for points alone. detector: a
+    built-in one, or the path of an ultralytics model; tracker: its tracker, or "none".
+    keypoint_model: size of ViTPose, or DWPose. keypoint_decode: of ViTPose, as the ComfyUI graph
+    ("dark") or as the network was trained ("udp").
     """
 
-    body: Literal["nlf", "rtmw3d"] = "nlf"
-    detector: str = BUILT_IN_DETECTOR
+    body: Literal["nlf", "rtmw3d", "none"] = "nlf"
+    detector: str = BUILT_IN_DETECTORS[0]
     tracker: Literal["none", "botsort", "bytetrack"] = "none"
-    keypoint_model: Literal["vitpose-h", "vitpose-l"] = "vitpose-h"
+    keypoint_model: Literal["vitpose-h", "vitpose-l", "dwpose"] = "vitpose-h"
     keypoint_decode: Literal["dark", "udp"] = "dark"
 
 
@@ -125,7 +132,7 @@ def pose_entries(options: PoseModelOptions) -> list[FileEntry]:
     """Returns the manifest entries of the files that the networks are loaded from."""
     wanted: set[str] = {options.body, options.keypoint_model}
     if _built_in(options):
-        wanted.add(BUILT_IN_DETECTOR)
+        wanted.add(options.detector)
     return [
         entry
         for entry in load_manifest().files
@@ -148,10 +155,12 @@ def model_paths(options: PoseModelOptions, search_dirs: tuple[Path, ...]) -> dic
             "(or set XICON_MODELS_DIR), or give the motion with --pose-video or --track.",
             field="models_dir",
         )
-    names = [options.body, options.keypoint_model]
+    names = [options.keypoint_model]
+    names += [options.body] if options.body != "none" else []
+    names += [options.detector] if _built_in(options) else []
     paths = {
         name: next(p for i, p in found.items() if p and i.startswith(name) and _is_model(p))
-        for name in ([BUILT_IN_DETECTOR, *names] if _built_in(options) else names)
+        for name in names
     }
     return paths if _built_in(options) else {**paths, "detector": Path(options.detector)}
 
@@ -166,20 +175,41 @@ def load_pose_models(
         BackendUnavailable: a GPU is asked for and onnxruntime cannot use it; or ultralytics is
             not installed.
     """
-    tracker = None if options.tracker == "none" else options.tracker
-    on_cpu = device.type == "cpu"
-    detector: Detector = (
-        YoloDetector(paths[BUILT_IN_DETECTOR], device, chunk=CPU_CHUNK if on_cpu else BATCH)
-        if _built_in(options)
-        else UltralyticsDetector(paths["detector"], device, tracker=tracker)
-    )
-    kind = Nlf if options.body == "nlf" else Rtmw3d
+    notes = (LICENCE_NOTE,) if options.body == "nlf" else ()
     return PoseModels(
-        detector,
-        VitPose(paths[options.keypoint_model], device, decode=options.keypoint_decode),
-        kind(paths[options.body], device),
-        notes=(LICENCE_NOTE,) if options.body == "nlf" else (),
+        _load_detector(options, device, paths),
+        _load_keypoints(options, device, paths),
+        _load_bodies(options, device, paths),
+        notes,
     )
+
+
+def _load_detector(
+    options: PoseModelOptions, device: torch.device, paths: dict[str, Path]
+) -> Detector:
+    chunk = CPU_CHUNK if device.type == "cpu" else BATCH
+    if options.detector == "yolox":
+        return YoloxDetector(paths["yolox"], device, chunk=chunk)
+    if _built_in(options):
+        return YoloDetector(paths[options.detector], device, chunk=chunk)
+    tracker = None if options.tracker == "none" else options.tracker
+    return UltralyticsDetector(paths["detector"], device, tracker=tracker)
+
+
+def _load_keypoints(
+    options: PoseModelOptions, device: torch.device, paths: dict[str, Path]
+) -> KeypointModel:
+    if options.keypoint_model == "dwpose":
+        return DwPose(paths["dwpose"], device)
+    return VitPose(paths[options.keypoint_model], device, decode=options.keypoint_decode)
+
+
+def _load_bodies(
+    options: PoseModelOptions, device: torch.device, paths: dict[str, Path]
+) -> BodyModel | None:
+    if options.body == "none":
+        return None
+    return (Nlf if options.body == "nlf" else Rtmw3d)(paths[options.body], device)
 
 
 def observe(
@@ -317,6 +347,10 @@ def _bodies(
     batches: Iterable[_Pointed], models: PoseModels
 ) -> Generator[list[Observation], None, None]:
     for frames, boxes, points, scores in batches:
+        if models.bodies is None:
+            bodies = [nobody(found) for found in boxes]
+            yield [Observation(*parts) for parts in zip(boxes, points, scores, bodies, strict=True)]
+            continue
         camera = default_intrinsics(*frames.shape[1:3]).astype(np.float32)
         bodies = models.bodies.estimate(frames, boxes, camera)
         yield [Observation(*parts) for parts in zip(boxes, points, scores, bodies, strict=True)]
@@ -337,7 +371,7 @@ def _certainty(scores: Float32Array) -> Float32Array:
 
 
 def _built_in(options: PoseModelOptions) -> bool:
-    return options.detector == BUILT_IN_DETECTOR
+    return options.detector in BUILT_IN_DETECTORS
 
 
 def _is_model(path: Path) -> bool:

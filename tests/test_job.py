@@ -146,7 +146,7 @@ def test_first_and_last_picture_need_their_weights() -> None:
     i2v = {"pipeline": "wan_i2v", "image": "a.png"}
     with pytest.raises(InvalidRequest, match="Missing 'end_image'"):
         make_job({**i2v, "preset": "flf2v-bf16"})
-    with pytest.raises(InvalidRequest, match="needs --preset flf2v-bf16"):
+    with pytest.raises(InvalidRequest, match="needs --preset flf2v-fp8 or flf2v-bf16"):
         make_job({**i2v, "end_image": "b.png"})
     both = make_job({**i2v, "end_image": "b.png", "preset": "flf2v-bf16", "profile": "quality"})
     assert (both.shift, both.guidance_scale, both.num_inference_steps) == (16.0, 5.5, 50)

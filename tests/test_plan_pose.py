@@ -198,7 +198,8 @@ def test_same_numbers_as_in_the_modules_with_torch() -> None:
     from pipelines import pose
     from xicon_infer.pose.render import RenderOptions
 
-    assert (plan_pose.BATCH, plan_pose.BUILT_IN_DETECTOR) == (pose.BATCH, pose.BUILT_IN_DETECTOR)
+    ours = (plan_pose.BATCH, plan_pose.BUILT_IN_DETECTORS)
+    assert ours == (pose.BATCH, pose.BUILT_IN_DETECTORS)
     assert RenderOptions().chunk == plan_pose.BATCH
 
 

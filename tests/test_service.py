@@ -17,7 +17,9 @@ from xicon_infer.job import make_job
 from xicon_infer.media.video import probe, read_clip
 from xicon_infer.media.write import write_video
 from xicon_infer.pose.track import load_tracks, resample_track, save_tracks
-from xicon_infer.service import read_inputs, run_job, scail_options
+from xicon_infer.service import run_job
+from xicon_infer.service_inputs import motion_selection, read_motion
+from xicon_infer.service_options import scail_options
 from xicon_infer.types import Audio, SilentProgress
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -54,6 +56,10 @@ def job(folder: Path, **values):
         "seed": 7,
     }
     return make_job({k: str(v) if isinstance(v, Path) else v for k, v in (given | values).items()})
+
+
+def motion_of(made):
+    return read_motion(made, motion_selection(made), SilentProgress())
 
 
 def test_a_job_writes_video_and_report(tmp_path, track):
@@ -106,13 +112,13 @@ def test_sound_and_rate_come_from_the_driving_video(tmp_path, track, driving):
 
 
 def test_sound_starts_where_the_frames_start(tmp_path, track, driving):
-    plain = read_inputs(job(tmp_path, track=track, video=driving), SilentProgress())
-    later = read_inputs(job(tmp_path, track=track, video=driving, skip_frames=3), SilentProgress())
-    assert plain.audio is not None
-    assert later.audio is not None
+    _, plain = motion_of(job(tmp_path, track=track, video=driving))
+    _, later = motion_of(job(tmp_path, track=track, video=driving, skip_frames=3))
+    assert plain is not None
+    assert later is not None
     shift = 3 * RATE // 20
     np.testing.assert_allclose(
-        later.audio.samples[:, :500], plain.audio.samples[:, shift : shift + 500], atol=1e-4
+        later.samples[:, :500], plain.samples[:, shift : shift + 500], atol=1e-4
     )
 
 
@@ -136,7 +142,7 @@ def test_a_pose_video_brings_its_own_sound_and_rate(tmp_path, driving):
     ids=str,
 )
 def test_the_motion_is_selected_like_a_video(tmp_path, track, values, fps, frames):
-    tracks = read_inputs(job(tmp_path, track=track, **values), SilentProgress()).pose
+    tracks, _ = motion_of(job(tmp_path, track=track, **values))
     assert isinstance(tracks, list)
     assert len(tracks[0].body.joints) == frames
     assert tracks[0].fps == fps

@@ -28,6 +28,10 @@ def test_area_sizes_of_the_authors():
                 area = int(name.split("*")[0]) * int(name.split("*")[1])
                 assert area_size(area, tuple(row["ref_wh"]), 16) == tuple(size)
 
+    # A root comes out as 479.99.
+    assert area_size(SMALL_AREA, (832, 480), 16) == (832, 464)
+    assert area_size(SMALL_AREA, (480, 832), 16) == (480, 832)
+
 
 @pytest.mark.parametrize(
     ("wanted", "picture", "size"),

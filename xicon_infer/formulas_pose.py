@@ -16,6 +16,15 @@ YOLO_FLOPS = 59_000_000_000
 """YOLOv10m, one frame of 640 x 640; published as 59.1 GF."""
 YOLO_PARAMETERS = 15_400_000
 
+YOLOX_FLOPS = 155_600_000_000
+"""YOLOX-l, one frame of 640 x 640 (Megvii-BaseDetection/YOLOX: README.md)."""
+YOLOX_PARAMETERS = 54_200_000
+
+DWPOSE_FLOPS = 20_200_000_000
+"""DWPose-l at 384 x 288, one person: 10.1 G multiply-adds (IDEA-Research/DWPose: README.md)."""
+DWPOSE_PARAMETERS = 33_600_000
+"""From the size of the published file, 134 MB in float32."""
+
 NLF_FLOPS = 72_000_000_000
 """The crop network of NLF-L (EfficientNetV2-L), one person of 384 x 384, without its own head."""
 NLF_PARAMETERS = 120_000_000
@@ -45,6 +54,28 @@ VITPOSE = {
 }
 
 
+def detector_cost(name: str) -> tuple[int, int]:
+    """Returns FLOP of one frame, and parameters, of a built-in detector.
+
+    Args:
+        name: "yolov10m" or "yolox".
+    """
+    if name == "yolox":
+        return YOLOX_FLOPS, YOLOX_PARAMETERS
+    return YOLO_FLOPS, YOLO_PARAMETERS
+
+
+def keypoint_cost(name: str) -> tuple[int, int]:
+    """Returns FLOP of one person's crop, and parameters, of a keypoint network.
+
+    Args:
+        name: "vitpose-h", "vitpose-l" or "dwpose".
+    """
+    if name == "dwpose":
+        return DWPOSE_FLOPS, DWPOSE_PARAMETERS
+    return vitpose_flops(name), VITPOSE[name].parameters
+
+
 def vitpose_flops(name: str) -> int:
     """Returns FLOP of one person's crop: 24 L D^2 + 4 L^2 D a layer, and the head.
 
@@ -57,7 +88,7 @@ def vitpose_flops(name: str) -> int:
 
 
 def body_flops(name: str) -> int:
-    """Returns FLOP of one person in one frame; 0 for "rtmw3d", which is not known."""
+    """Returns FLOP of one person in one frame; 0 for "none", and for "rtmw3d": it is not known."""
     return NLF_FLOPS if name == "nlf" else 0
 
 

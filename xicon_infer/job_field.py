@@ -115,7 +115,7 @@ def choice_of(
     group: str,
     text: str,
     *choices: str | int,
-    default: str | int | None = None,
+    default: str | int | Mapping[str, Value] | None = None,
     pipelines: tuple[str, ...] = (),
 ) -> Field:
     """Returns an option with a closed list of values; the first is the default unless given."""

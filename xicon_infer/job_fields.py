@@ -149,7 +149,7 @@ _SIZING_HELP = (
     "of the sizes the model was trained on"
 )
 _ANCHOR_HELP = (
-    "first frame of a later window: every: the start image again (ComfyUI wrapper); first: nothing"
+    "what a later window starts with; every: the start image again (ComfyUI wrapper); first: nothing"
 )
 _CONDITION_HELP = (
     "steady_dancer: guidance away from a varied pose, in some steps a third forward pass; 0 is off"
@@ -336,6 +336,7 @@ _WINDOW = (
         _ANCHOR_HELP,
         "every",
         "first",
+        default={"steady_dancer": "first", "wan_i2v": "every"},
         pipelines=(*DANCER, "wan_i2v"),
     ),
 )

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, Field
 
-COMMANDS = ("run", "doctor")
+COMMANDS = ("run", "doctor", "weights")
 SHELL_FLAGS = {
     "--dry-run": "print the plan and load nothing",
     "--json": "print only JSON on standard output",
@@ -74,7 +74,7 @@ def parse(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
     for word in rest:
         if not word.startswith("-"):
             raise InvalidRequest(
-                f"unexpected word {word!r}: the commands are {' and '.join(COMMANDS)}, "
+                f"unexpected word {word!r}: the commands are {', '.join(COMMANDS)}, "
                 "everything else is an option",
                 code="INVALID_ARGUMENTS",
             )

@@ -84,10 +84,16 @@ PROFILES: Mapping[str, Mapping[str, Mapping[str, Value]]] = MappingProxyType(
 """Profile -> pipeline -> defaults that it changes."""
 
 # Wan-Video/Wan2.1: README.md (1.3B), generate.py (first and last frame).
+_BOTH_QUALITY: Mapping[str, Value] = {
+    "guidance_scale": 5.5,
+    "shift": 16.0,
+    "num_inference_steps": 50,
+}
 PRESET_QUALITY: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
         "1.3b": {"guidance_scale": 6.0, "shift": 8.0},
-        "flf2v-bf16": {"guidance_scale": 5.5, "shift": 16.0, "num_inference_steps": 50},
+        "flf2v-fp8": _BOTH_QUALITY,
+        "flf2v-bf16": _BOTH_QUALITY,
     }
 )
 """Preset -> defaults of profile quality that differ from those of its pipeline."""
@@ -100,7 +106,16 @@ PRESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "scail": ("fp8", "bf16", "low-memory", "tiny"),
         "steady_dancer": ("fp8", "bf16", "gguf", "low-memory", "tiny"),
-        "wan_i2v": ("fp8", "bf16", "fp8-720p", "bf16-720p", "flf2v-bf16", "low-memory", "tiny"),
+        "wan_i2v": (
+            "fp8",
+            "bf16",
+            "fp8-720p",
+            "bf16-720p",
+            "flf2v-fp8",
+            "flf2v-bf16",
+            "low-memory",
+            "tiny",
+        ),
         "wan_t2v": ("fp8", "bf16", "1.3b", "low-memory", "tiny"),
     }
 )

@@ -49,7 +49,7 @@ def check_inputs(values: Mapping[str, Any]) -> None:
         message = (
             "Missing 'end_image': the weights of this preset start and end with a picture"
             if both
-            else "'end_image' needs --preset flf2v-bf16, whose weights end with a picture"
+            else "'end_image' needs --preset flf2v-fp8 or flf2v-bf16, whose weights end with a picture"
         )
         raise refusal("end_image", message, "MISSING_FIELD" if both else "UNUSED_FIELD")
     if pipeline in _SOURCES:

@@ -141,6 +141,11 @@ class Job:
         return self.finds_poses and self.image is not None and how != "off"
 
     @property
+    def body_network(self) -> Literal["nlf", "rtmw3d", "none"]:
+        """The network for bodies; steady_dancer draws points in the picture and needs none."""
+        return "none" if self.pipeline == "steady_dancer" else self.body
+
+    @property
     def detector_path(self) -> Path | None:
         """The ultralytics model that finds the persons, None for a built-in one."""
         return None if self.detector in DETECTORS else Path(self.detector)

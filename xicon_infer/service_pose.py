@@ -72,10 +72,52 @@ class Motion:
     report: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Who was found in a driving video, the subject first.
+
+    report: JSON values for the result. networks: to look at another picture with. source_fps: of
+    the video, before its frames were resampled.
+    """
+
+    tracks: list[Track]
+    report: dict[str, Any]
+    networks: LazyModels
+    source_fps: Fraction
+
+
+def find_persons(job: Job, recorder: Recorder) -> Found:
+    """Returns the persons in the driving video of a job.
+
+    Args:
+        job: with `finds_poses`.
+        recorder: told of stages, steps and warnings.
+
+    Raises:
+        WeightsError: a network's file is missing. PoseError: there is nobody to animate.
+    """
+    assert job.video is not None
+    lazy = LazyModels(job, recorder)
+    selection = motion_selection(job)
+    info = probe(job.video, limits=POSE_LIMITS, field="video")
+    sizing = looked_at(info.width, info.height)
+    with recorder.stage("find poses"):
+        observations = _observations(job, lazy, selection, sizing, recorder)
+    tracks, report = find_tracks(
+        observations,
+        fps=selection.loaded_rate(info.fps),
+        size=(sizing.height, sizing.width),
+        options=motion_options(job),
+    )
+    for warning in report.warnings:
+        recorder.warn(warning)
+    return Found(tracks, report.to_json(), lazy, info.fps)
+
+
 def find_motion(
     job: Job, image: UInt8Array | None, size: tuple[int, int], recorder: Recorder
 ) -> Motion:
-    """Returns the motion in the driving video of a job.
+    """Returns the motion in the driving video of a job, fitted to the reference.
 
     Args:
         job: with `finds_poses`.
@@ -86,33 +128,26 @@ def find_motion(
     Raises:
         WeightsError: a network's file is missing. PoseError: there is nobody to animate.
     """
-    assert job.video is not None
-    lazy = _LazyModels(job, recorder)
-    subject = int(job.subject) if str(job.subject).isdigit() else job.subject
-    options = MotionOptions(subject, job.persons, job.smooth, job.align)
-    selection = motion_selection(job)
-    info = probe(job.video, limits=POSE_LIMITS, field="video")
-    sizing = looked_at(info.width, info.height)
-    fps = selection.loaded_rate(info.fps)
-    with recorder.stage("find poses"):
-        observations = _observations(job, lazy, selection, sizing, recorder)
-    tracks, report = find_tracks(
-        observations, fps=fps, size=(sizing.height, sizing.width), options=options
-    )
-    for warning in report.warnings:
-        recorder.warn(warning)
-    facts = report.to_json()
-    fitted = tracks
+    found = find_persons(job, recorder)
+    facts, fitted, options = dict(found.report), found.tracks, motion_options(job)
     if image is not None:
         with recorder.stage("fit to the reference"):
-            reference = _reference(job, image, lazy) if options.align != "off" else None
+            reference = None
+            if options.align != "off":
+                reference = find_character(job, image, found.networks)
             fitted, alignment = align(
-                tracks, reference, size=size, fit=_canvas_fit(job), options=options
+                found.tracks, reference, size=size, fit=_canvas_fit(job), options=options
             )
         facts["alignment"] = asdict(alignment)
         if alignment.mode == "skipped" and options.align != "off":
             recorder.warn(f"the pose was not fitted to the reference: {alignment.reason}")
-    return Motion(fitted, tracks, facts)
+    return Motion(fitted, found.tracks, facts)
+
+
+def motion_options(job: Job) -> MotionOptions:
+    """Returns who is animated in a job, and how the motion is treated."""
+    subject = int(job.subject) if str(job.subject).isdigit() else job.subject
+    return MotionOptions(subject, job.persons, job.smooth, job.align)
 
 
 def motion_selection(job: Job) -> Selection:
@@ -188,13 +223,13 @@ def write_motion(
         write_video(temporary["overlay"], pictures, fps=motion.driving[0].fps, crf=job.crf)
 
 
-class _LazyModels:
+class LazyModels:
     """The pose networks of a job, loaded when they are first needed: a cached job needs none."""
 
     def __init__(self, job: Job, recorder: Recorder) -> None:
         self.recorder = recorder
         self.options = PoseModelOptions(
-            job.body, job.detector, job.tracker, job.keypoint_model, job.keypoint_decode
+            job.body_network, job.detector, job.tracker, job.keypoint_model, job.keypoint_decode
         )
         self.search_dirs = tuple(models_dirs(job.models_dir))
 
@@ -212,7 +247,7 @@ class _LazyModels:
 
 
 def _observations(
-    job: Job, lazy: _LazyModels, selection: Selection, sizing: Sizing, progress: Progress
+    job: Job, lazy: LazyModels, selection: Selection, sizing: Sizing, progress: Progress
 ) -> list[Observation]:
     assert job.video is not None
     folder = cache_dir() / "pose"
@@ -240,7 +275,7 @@ def _observations(
     return observations
 
 
-def _reference(job: Job, image: UInt8Array, lazy: _LazyModels) -> PoseTrack | None:
+def find_character(job: Job, image: UInt8Array, lazy: LazyModels) -> PoseTrack | None:
     """Returns the character's points, kept like those of a video."""
     assert job.image is not None
     folder = cache_dir() / "pose"

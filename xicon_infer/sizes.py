@@ -63,9 +63,11 @@ def area_size(area: int, picture: tuple[int, int], multiple: int) -> tuple[int, 
     exact 832 x 480 gives 832 x 464 as there.
     """
     width, height = picture
-    sides = (math.sqrt(area * width / height), math.sqrt(area * height / width))
-    wide, high = (max(multiple, int(side) // 8 // (multiple // 8) * multiple) for side in sides)
-    return wide, high
+    aspect = height / width
+    columns, rows = (
+        int(math.sqrt(value) // multiple) * multiple for value in (area / aspect, area * aspect)
+    )
+    return max(multiple, columns), max(multiple, rows)
 
 
 def area_class(area: int) -> int:

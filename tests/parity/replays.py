@@ -11,6 +11,8 @@ from tests.parity import (
     pose_detect,
     sampling,
     side_files,
+    steady_dancer,
+    steady_dancer_pose,
     vae,
     weights,
 )
@@ -26,5 +28,7 @@ REPLAYS: tuple[Replay, ...] = (
     *pose.REPLAYS,
     *pose_align.REPLAYS,
     *pose_detect.REPLAYS,
+    *steady_dancer.REPLAYS,
+    *steady_dancer_pose.REPLAYS,
     *side_files.REPLAYS,
 )

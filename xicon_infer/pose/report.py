@@ -151,7 +151,14 @@ def _person_facts(index: int, person: FollowedPerson) -> PersonFacts:
 def _subject_facts(index: int, track: Track, max_gap_s: float, kp_score_thr: float) -> SubjectFacts:
     track = drop_unusable(track)
     filled = fill_gaps(track, max_gap_s)
-    seen, drawn = (np.logical_or.reduce(t.body.joints != 0, (1, 2)) for t in (track, filled))
+    # A motion without bodies is drawn by its points alone.
+    by_points = not track.body.joints.any()
+    seen, drawn = (
+        np.logical_or.reduce(t.pose.scores >= KP_SCORE_THR, 1)
+        if by_points
+        else np.logical_or.reduce(t.body.joints != 0, (1, 2))
+        for t in (track, filled)
+    )
     hidden = filled
     if kp_score_thr > 0:
         hidden = hide_loose_parts(hide_unreliable(filled, kp_score_thr), kp_score_thr)

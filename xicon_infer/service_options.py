@@ -1,0 +1,101 @@
+"""From the options of a job to those of the recipes: the fields of the same names, and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from pipelines.loading import LoadOptions
+from pipelines.scail import ScailOptions
+from pipelines.steady_dancer_options import SteadyDancerOptions
+from pipelines.wan_video import WanOptions
+from xicon_infer.job import Job
+from xicon_infer.models.vae_tiling import TileOptions
+from xicon_infer.runtime import models_dirs
+from xicon_infer.sampling.windows import ContextOptions
+from xicon_infer.types import SPATIAL_STRIDE
+
+
+def scail_options(job: Job, seed: int) -> ScailOptions:
+    """Returns the options of the SCAIL recipe."""
+    same = _same_names(job, ScailOptions, ("seed", "context", "tiles"))
+    return ScailOptions(**same, seed=seed, context=context_options(job), tiles=tile_options(job))
+
+
+def dancer_options(job: Job, seed: int, size: tuple[int, int]) -> SteadyDancerOptions:
+    """Returns the options of the SteadyDancer recipe.
+
+    Args:
+        job: what was asked for.
+        seed: of the noise.
+        size: (W, H) of the result, as `xicon_infer.sizes` chose it.
+    """
+    grouped = ("seed", "context", "tiles", "width", "height", "area")
+    same = _same_names(job, SteadyDancerOptions, grouped)
+    return SteadyDancerOptions(
+        **same,
+        width=size[0],
+        height=size[1],
+        seed=seed,
+        context=context_options(job),
+        tiles=tile_options(job),
+    )
+
+
+def wan_options(job: Job, seed: int, size: tuple[int, int]) -> WanOptions:
+    """Returns the options of the Wan recipe; arguments as in `dancer_options`."""
+    grouped = ("seed", "context", "tiles", "width", "height", "fps", "num_frames")
+    same = _same_names(job, WanOptions, grouped)
+    assert job.frame_rate is not None  # `make_job` refuses a job that nothing drives
+    assert job.num_frames is not None
+    return WanOptions(
+        **same,
+        width=size[0],
+        height=size[1],
+        num_frames=job.num_frames,
+        fps=job.frame_rate,
+        seed=seed,
+        context=context_options(job),
+        tiles=tile_options(job),
+    )
+
+
+def load_options(job: Job, device: torch.device, dtype: torch.dtype) -> LoadOptions:
+    """Returns where the components of a job are, and how they are loaded."""
+    return LoadOptions(
+        device=device,
+        dtype=dtype,
+        attention=job.attention,
+        loras=tuple((lora.name, lora.strength) for lora in job.loras),
+        lora_mode=job.lora_mode,
+        search_dirs=tuple(models_dirs(job.models_dir)),
+    )
+
+
+def context_options(job: Job) -> ContextOptions:
+    """Returns how a long video is cut into windows."""
+    return ContextOptions(
+        schedule=job.context_schedule,
+        frames=job.context_frames,
+        stride=job.context_stride,
+        overlap=job.context_overlap,
+        freenoise=job.freenoise,
+        fuse=job.fuse_method,
+    )
+
+
+def tile_options(job: Job) -> TileOptions | None:
+    """Returns the tiles that the video is decoded in, in latent cells; None for whole frames."""
+    if not job.tile:
+        return None
+    sides = (job.tile_height, job.tile_width, job.tile_stride_height, job.tile_stride_width)
+    return TileOptions(*(side // SPATIAL_STRIDE for side in sides))
+
+
+def _same_names(job: Job, kind: type[Any], others: Collection[str]) -> dict[str, Any]:
+    """Returns the fields that a recipe shares with the job."""
+    names = (option.name for option in fields(kind) if option.name not in others)
+    return {name: getattr(job, name) for name in names}

@@ -1,0 +1,59 @@
+"""A job of the SCAIL pipeline, from its files to a result."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from pipelines.scail import ScailOutput, ScailPipeline, fit_reference
+from xicon_infer.job import Job
+from xicon_infer.media.image import load_image
+from xicon_infer.media.sheet import Row
+from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
+from xicon_infer.service_inputs import motion_selection, read_motion
+from xicon_infer.service_options import scail_options
+from xicon_infer.service_outputs import Made, driving_row, write_outputs
+from xicon_infer.service_pose import find_motion
+from xicon_infer.service_session import Session
+from xicon_infer.types import Progress, Result
+
+
+def run_scail_job(job: Job, recorder: Recorder, device: torch.device, session: Session) -> Result:
+    """Returns the video of a job of the SCAIL pipeline."""
+    assert job.image is not None
+    seed = pick_seed(job.seed)
+    options = scail_options(job, seed)
+    with recorder.stage("read inputs"):
+        image = load_image(job.image, field="image")
+        pose, audio = read_motion(job, motion_selection(job), recorder)
+    motion = None
+    if pose is None:
+        reference = fit_reference(image, options)
+        motion = find_motion(job, reference, reference.shape[:2], recorder)
+        pose = motion.tracks
+    pipeline = cast(
+        "ScailPipeline", session.pipeline(job, device, pick_dtype(job.dtype, device), recorder)
+    )
+    output = pipeline(image, pose, options, recorder)
+    made = Made(
+        output.clip,
+        seed,
+        lambda: sheet_rows(job, output, recorder),
+        audio=audio,
+        pose_frames=output.pose_frames,
+        motion=motion,
+        pose=motion.report if motion else {},
+    )
+    return write_outputs(job, made, recorder, pipeline.components)
+
+
+def sheet_rows(job: Job, output: ScailOutput, progress: Progress) -> list[Row]:
+    """Returns the rows of the contact sheet: reference, driving frames, pose, result."""
+    height, width = output.pose_frames.shape[1:3]
+    return [
+        ("reference", output.reference[None]),
+        *driving_row(job, output.clip, (height, width), progress),
+        ("pose", output.pose_frames),
+        ("result", output.clip.frames),
+    ]
