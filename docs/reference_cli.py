@@ -11,7 +11,7 @@ from xicon_infer import errors
 from xicon_infer.job_field import Field
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS
 from xicon_infer.job_profiles import PROFILES
-from xicon_infer.job_flags import SHELL_FLAGS
+from xicon_infer.job_flags import GPU_HELP, SHELL_FLAGS
 
 PAGE = Path(__file__).with_name("reference-cli.md")
 
@@ -130,7 +130,8 @@ def _meaning(field: Field) -> str:
 def _shell() -> str:
     rows = ["### shell\n", "| option | meaning |", "|---|---|"]
     rows += [f"| `{flag}` | {text} |" for flag, text in SHELL_FLAGS.items()]
-    return "\n".join([*rows, "| `--version` | print the version |", ""])
+    rows += [f"| `--gpu` | {GPU_HELP} |", "| `--version` | print the version |", ""]
+    return "\n".join(rows)
 
 
 def _profiles() -> str:

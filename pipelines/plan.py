@@ -1,34 +1,31 @@
-"""What a job will do, before anything is loaded: sizes, steps, windows, work, memory and files.
+"""The plan of a job: steps, windows, tokens, work, memory and files, without loading a network.
 
-The numbers come from the closed forms of `xicon_infer.formulas`; the media files are opened only
-to learn their size and length. PyTorch is not imported.
-
-Work and memory are predictions. Work leaves out drawing (but where drawing is all there is), video
-files and copies. Memory is what the tensors of a stage need, without the CUDA context and the
-reserve of the allocator. The plan of pipeline pose, and of finding poses, is `plan_pose`.
+Everything here is arithmetic and headers of media files: `--dry-run` answers in a second and
+imports no PyTorch. Numbers are closed forms (`xicon_infer.formulas`), not measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from pipelines import plan_pose
+from pipelines.memory import Allowed, MemoryPlan
+from pipelines.memory_needs import Storage
+from pipelines.plan_memory import memory_for, memory_lines, workload_of
+from pipelines.plan_shapes import Sizes, sizes_of
+from pipelines.plan_stages import batched, sampling_stages
+from pipelines.plan_steps import context_of, plan_steps
 from pipelines.plan_types import FilePlan, Plan, StagePlan, StepPlan, file_plan
-from xicon_infer import formulas, formulas_vae
 from xicon_infer.errors import InvalidRequest
-from xicon_infer.formulas import DitShape
-from xicon_infer.formulas_vae import VaeShape
 from xicon_infer.job import Job, resolve_frames
 from xicon_infer.media.image import load_image, resized_size
 from xicon_infer.media.selection import select_frames
 from xicon_infer.media.video import probe
 from xicon_infer.pose.track import load_tracks
-from xicon_infer.sampling.schedule import make_schedule
-from xicon_infer.sampling.windows import ContextOptions, weighted_windows
-from xicon_infer.types import latent_frames
+from xicon_infer.sizes import choose_size
+from xicon_infer.types import latent_frames, pixel_frames
 from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest
 
 __all__ = [
@@ -38,62 +35,37 @@ __all__ = [
     "StepPlan",
     "driving_frames",
     "make_plan",
+    "memory_of",
     "plan_steps",
 ]
 
-SIZE_MULTIPLE = 32
-
-# The sequence length up to which both branches of the guidance share a forward pass; the same
-# number as in pipelines.scail, which imports PyTorch. A test compares them, and the tiny sizes.
-BATCHED_TOKENS = 8192
-TINY_DIT = DitShape(
-    128, 256, 2, 1, 20, image_tokens=17, pose_channels=20, text_dim=64, image_dim=64
-)
-TINY_VAE = VaeShape(base=16)
-
-_LORA_RANK = 64
+_MULTIPLES = {"scail": 32, "steady_dancer": 16, "wan_i2v": 16, "wan_t2v": 16}
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What the stages depend on."""
-
-    dit: DitShape
-    vae: VaeShape
-    width: int
-    height: int
-    num_frames: int
-    matrix_bytes: int
-    element_bytes: int
-
-
-def make_plan(job: Job, *, search_dirs: Sequence[Path] = ()) -> Plan:
+def make_plan(job: Job, *, search_dirs: Sequence[Path] = (), gpu: str | None = None) -> Plan:
     """Returns the plan of a job.
 
     Args:
         job: the job; its files exist.
         search_dirs: folders with weights.
+        gpu: a card to plan the memory for, as "RTX 4090"; None for none.
 
     Raises:
         MediaError: a media file cannot be read.
-        InvalidRequest: the sampler cannot make so many steps.
+        InvalidRequest: the sampler cannot make so many steps, or there is no such card.
+        OutOfMemory: the job does not fit on the card.
     """
-    available, fps = driving_frames(job)
     if job.pipeline == "pose":
-        if job.image is not None:
-            load_image(job.image)  # refuses a damaged one
-        persons = job.persons if job.track is None else len(load_tracks(job.track))
-        return plan_pose.make_pose_plan(
-            job, available, fps=fps, persons=persons, search_dirs=search_dirs
-        )
+        return _pose_plan(job, search_dirs)
+    available, fps = _source(job)
     width, height = _video_size(job)
-    num_frames, warnings = resolve_frames(available, job.num_frames)
-    sizes = _sizes(job, width, height, num_frames)
+    num_frames, warnings = _frames(job, available)
+    sizes = sizes_of(job, width, height, num_frames)
     steps = plan_steps(job, sizes.dit, width, height, num_frames)
-    found = plan_pose.pose_stages(job, available)
-    stages = (*found, *_stages(job, sizes, steps))
-    context = _context(job)
+    stages = (*plan_pose.pose_stages(job, available), *sampling_stages(job, sizes, steps))
+    context = context_of(job)
     looped = context.looped and context.active(num_frames)
+    memory = memory_of(job, sizes, gpu) if gpu is not None else None
     return Plan(
         pipeline=job.pipeline,
         preset=job.preset,
@@ -116,20 +88,85 @@ def make_plan(job: Job, *, search_dirs: Sequence[Path] = ()) -> Plan:
         warnings=(*job.warnings, *warnings),
         settings=job.settings(),
         notes=plan_pose.pose_notes(job),
+        memory=tuple(memory_lines(memory, gpu)) if memory is not None and gpu else (),
     )
 
 
+def memory_of(job: Job, sizes: Sizes, gpu: str) -> MemoryPlan:
+    """Returns where the networks of a job would lie on a card.
+
+    Args:
+        job: its options memory, blocks_to_swap, storage and tile are limits.
+        sizes: of the job.
+        gpu: a name, or a size as "24GB".
+
+    Raises:
+        InvalidRequest: there is no such card, or the options contradict each other.
+        OutOfMemory: nothing fits; says what would.
+    """
+    context = context_of(job)
+    window = context.frames if context.active(sizes.num_frames) else None
+    pipeline = job.pipeline
+    assert pipeline in _MULTIPLES  # pipeline pose samples nothing
+    work = workload_of(
+        job,
+        sizes,
+        pipeline,  # type: ignore[arg-type]
+        window=window,
+        batch=2 if batched(job, sizes) else 1,
+    )
+    return memory_for(work, gpu, request=job.memory, allow=allowed(job))
+
+
+def allowed(job: Job) -> Allowed:
+    """Returns what a memory plan may choose from, by the options of the job."""
+    storages: tuple[Storage, ...] = ("reference",) if job.storage == "auto" else (job.storage,)
+    return Allowed(storages, job.blocks_to_swap, True if job.tile else "auto")
+
+
+def _pose_plan(job: Job, search_dirs: Sequence[Path]) -> Plan:
+    available, fps = driving_frames(job)
+    if job.image is not None:
+        load_image(job.image)  # refuses a damaged one
+    persons = job.persons if job.track is None else len(load_tracks(job.track))
+    return plan_pose.make_pose_plan(
+        job, available, fps=fps, persons=persons, search_dirs=search_dirs
+    )
+
+
+def _source(job: Job) -> tuple[int, Fraction]:
+    """Returns how many frames drive the video, and its rate; none where nothing drives it."""
+    if job.pipeline in ("scail", "steady_dancer"):
+        return driving_frames(job)
+    assert job.frame_rate is not None
+    return 0, job.frame_rate
+
+
+def _frames(job: Job, available: int) -> tuple[int, list[str]]:
+    """Returns F of the result, and a warning for every repair."""
+    if available:
+        return resolve_frames(available, job.num_frames)
+    assert job.num_frames is not None
+    made = pixel_frames(latent_frames(job.num_frames))
+    if made == job.num_frames:
+        return made, []
+    return made, [f"{job.num_frames} frames lowered to {made}: the model makes 4n+1"]
+
+
 def _video_size(job: Job) -> tuple[int, int]:
-    """Returns (W, H) of the result, as the fit makes it of the reference."""
-    assert job.image is not None  # `make_job` refuses it
+    """Returns (W, H) of the result, as the sizing and the fit make it of the reference."""
+    if job.image is None:
+        return job.width, job.height
     height, width = load_image(job.image).shape[:2]
+    multiple = _MULTIPLES[job.pipeline]
+    size = choose_size(job.sizing, job.width, job.height, (width, height), multiple)
     return resized_size(
         width,
         height,
-        target_width=job.width,
-        target_height=job.height,
+        target_width=size[0],
+        target_height=size[1],
         fit=job.image_fit,
-        divisible_by=SIZE_MULTIPLE,
+        divisible_by=multiple,
     )
 
 
@@ -143,6 +180,8 @@ def driving_frames(job: Job) -> tuple[int, Fraction]:
         InvalidRequest: no frame is left.
     """
     video = job.video if job.finds_poses else job.pose_video
+    if video is not None and video.is_dir():
+        return _folder_frames(job, video)
     if video is not None:
         info = probe(video, field="video" if job.finds_poses else "pose_video")
         source = info.fps
@@ -184,126 +223,17 @@ def _wanted_rate(job: Job) -> Fraction | None:
     return probe(job.video, field="video").fps
 
 
-def plan_steps(
-    job: Job, dit: DitShape, width: int, height: int, num_frames: int
-) -> tuple[StepPlan, ...]:
-    """Returns what every sampling step will evaluate.
-
-    Raises:
-        InvalidRequest: the sampler cannot make so many steps.
-    """
-    schedule = make_schedule(job.scheduler, job.num_inference_steps, job.shift)
-    context = _context(job)
-    frames = latent_frames(num_frames)
-    hw = formulas.frame_tokens(width, height)
-    steps = []
-    for index, timestep in enumerate(schedule.timesteps):
-        share = index / job.num_inference_steps
-        pose = job.pose_start <= share <= job.pose_end
-        reference = job.ref_start <= share <= job.ref_end
-        windows = [frames]
-        if context.active(num_frames):
-            windows = [len(window) for window in weighted_windows(context, index, frames)[0]]
-        tokens = [formulas.scail_tokens(n, hw, pose=pose, reference=reference) for n in windows]
-        branches = 2 if job.guided else 1
-        flops = branches * sum(formulas.forward_flops(dit, count) for count in tokens)
-        steps.append(
-            StepPlan(
-                float(timestep),
-                tuple(windows),
-                pose,
-                reference,
-                max(tokens),
-                branches * len(windows),
-                flops,
-            )
+def _folder_frames(job: Job, folder: Path) -> tuple[int, Fraction]:
+    """Returns how many pictures of a folder drive the video, and its rate."""
+    pictures = [p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    taken = len(range(job.skip_frames, len(pictures), job.select_every_nth))
+    if taken == 0:
+        raise InvalidRequest(
+            f"'skip_frames' leaves nothing of {len(pictures)} pictures, got {job.skip_frames}",
+            field="skip_frames",
+            code="OUT_OF_RANGE",
         )
-    return tuple(steps)
-
-
-def _context(job: Job) -> ContextOptions:
-    return ContextOptions(
-        schedule=job.context_schedule,
-        frames=job.context_frames,
-        stride=job.context_stride,
-        overlap=job.context_overlap,
-        freenoise=job.freenoise,
-        fuse=job.fuse_method,
-    )
-
-
-def _sizes(job: Job, width: int, height: int, num_frames: int) -> _Sizes:
-    tiny = job.preset == "tiny"
-    # Nothing is loaded that could tell the device: real weights are for a GPU, the tiny ones not.
-    on_cpu = job.device == "cpu" or (job.device == "auto" and tiny)
-    element = 4 if job.dtype == "fp32" or (job.dtype == "auto" and on_cpu) else 2
-    return _Sizes(
-        dit=TINY_DIT if tiny else formulas.SCAIL_14B,
-        vae=TINY_VAE if tiny else formulas_vae.WAN_VAE,
-        width=width,
-        height=height,
-        num_frames=num_frames,
-        matrix_bytes=1 if job.preset == "fp8" else element,
-        element_bytes=element,
-    )
-
-
-def _stages(job: Job, sizes: _Sizes, steps: Sequence[StepPlan]) -> tuple[StagePlan, ...]:
-    element = sizes.element_bytes
-    # float16 is not used outside the transformer: UMT5 overflows in it.
-    vae_weights = formulas_vae.parameters(sizes.vae) * element
-    vae = _vae_stages(job, sizes, vae_weights)
-    branches = 2 if job.guided else 1
-    noise_tokens = latent_frames(sizes.num_frames) * formulas.frame_tokens(
-        sizes.width, sizes.height
-    )
-    together = {"batched": True, "sequential": False, "auto": noise_tokens <= BATCHED_TOKENS}
-    dit_weights = formulas.weight_bytes(sizes.dit, sizes.matrix_bytes, element)
-    if job.lora_mode != "merge":
-        dit_weights += len(job.loras) * formulas.lora_bytes(sizes.dit, _LORA_RANK, element)
-    flops = sum(step.flops for step in steps) + branches * formulas.cross_kv_flops(sizes.dit)
-    work = formulas.sampling_bytes(
-        sizes.dit,
-        max(step.tokens for step in steps),
-        element_bytes=element,
-        branches=branches,
-        batch=2 if job.guided and together[job.guidance_batching] else 1,
-    )
-    sampling = StagePlan("sample", flops, dit_weights, work)
-    if job.preset == "tiny":  # its encoders are below a megabyte
-        return (vae[0], sampling, vae[1])
-    text_flops = branches * formulas.umt5_flops(formulas.TEXT_TOKENS)
-    return (
-        StagePlan("encode text", text_flops, formulas.UMT5_PARAMETERS * element, 0),
-        StagePlan("encode image", formulas.clip_flops(), formulas.CLIP_PARAMETERS * element, 0),
-        vae[0],
-        sampling,
-        vae[1],
-    )
-
-
-def _vae_stages(job: Job, sizes: _Sizes, weights: int) -> tuple[StagePlan, StagePlan]:
-    """Returns encoding (one reference frame, the pose at half size) and decoding."""
-    width, height, frames = sizes.width, sizes.height, sizes.num_frames
-    vae, element = sizes.vae, sizes.element_bytes
-    half = (width // 2, height // 2)
-    encode = formulas_vae.encode_flops(width, height, 1, vae)
-    encode += formulas_vae.encode_flops(*half, frames, vae)
-    encode_work = max(
-        formulas_vae.encode_bytes(width, height, 1, vae, element),
-        formulas_vae.encode_bytes(*half, frames, vae, element),
-    )
-    tiles = [(width, height)]
-    if job.tile:
-        columns = formulas_vae.tile_spans(width, job.tile_width, job.tile_stride_width)
-        rows = formulas_vae.tile_spans(height, job.tile_height, job.tile_stride_height)
-        tiles = [(x1 - x0, y1 - y0) for y0, y1 in rows for x0, x1 in columns]
-    decode = sum(formulas_vae.decode_flops(w, h, frames, vae) for w, h in tiles)
-    decode_work = max(formulas_vae.decode_bytes(w, h, frames, vae, element) for w, h in tiles)
-    return (
-        StagePlan("encode reference and pose", encode, weights, encode_work),
-        StagePlan("decode video", decode, weights, decode_work),
-    )
+    return min(taken, job.max_frames or taken), job.frame_rate or Fraction(16)
 
 
 def _resident(stages: Sequence[StagePlan]) -> int:

@@ -20,7 +20,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"pipeline   {plan.pipeline}{kind}"
     yield f"size       {plan.width}x{plan.height}, {plan.output_frames} frames at {plan.fps:g} fps"
     latent = f", {plan.latent_frames} latent frames" if plan.steps else ""
-    yield f"           {plan.driving_frames} driving frames{latent}"
+    driven = f"{plan.driving_frames} driving frames" if plan.driving_frames else "nothing drives it"
+    yield f"           {driven}{latent}"
     if plan.steps:
         yield _sampling_line(plan)
         forwards = f"{plan.forwards} forward passes of at most {plan.tokens:,} tokens, "
@@ -31,6 +32,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"memory     {_bytes(plan.peak_memory_bytes)} with one model on the device at a time, "
         f"{_bytes(plan.resident_memory_bytes)} with all"
     )
+    for number, line in enumerate(plan.memory):
+        yield f"{'card' if not number else '':<11}{line}"
     if plan.steps:
         yield ""
         yield "step   timestep  windows  latent frames  pose  reference    tokens      work"

@@ -56,7 +56,7 @@ class Plan:
     thinning out. tokens: L of the longest forward pass. forwards: of all steps. Without sampling
     there are no steps, latent frames, tokens and forwards. peak_memory_bytes: with one component on
     the device at a time. resident_memory_bytes: with all of them there. notes: what the numbers do
-    not count.
+    not count. memory: where the networks lie on the card that was asked for.
     """
 
     pipeline: str
@@ -80,6 +80,7 @@ class Plan:
     warnings: tuple[str, ...]
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
+    memory: tuple[str, ...] = ()
 
 
 def file_plan(entry: FileEntry, search_dirs: Sequence[Path]) -> FilePlan:

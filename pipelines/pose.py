@@ -155,7 +155,7 @@ def model_paths(options: PoseModelOptions, search_dirs: tuple[Path, ...]) -> dic
             "(or set XICON_MODELS_DIR), or give the motion with --pose-video or --track.",
             field="models_dir",
         )
-    names = [options.keypoint_model]
+    names: list[str] = [options.keypoint_model]
     names += [options.body] if options.body != "none" else []
     names += [options.detector] if _built_in(options) else []
     paths = {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines import plan as plan_module
+from pipelines import plan_shapes, plan_stages
 from pipelines.plan import Plan, driving_frames, make_plan, plan_steps
 from pipelines.plan_text import format_plan
 from tests.cli_media import write_image, write_video
@@ -153,10 +154,11 @@ def test_memory_of_the_presets(base: dict[str, Any]) -> None:
 
 
 def test_tiny_sizes_are_those_of_the_tiny_models() -> None:
-    from pipelines import scail, tiny
+    from pipelines import scail, steady_dancer_sampling, tiny, wan_video
     from xicon_infer.models.scail import ScailTransformer
+    from xicon_infer.models.vae_config import VAEConfig
 
-    config, dit = tiny.TINY_SCAIL, plan_module.TINY_DIT
+    config, dit = tiny.TINY_SCAIL, plan_shapes.TINY_DIT
     sizes = (config.dim, config.ffn_dim, config.num_layers, config.num_heads, config.in_dim)
     assert sizes == (dit.dim, dit.ffn_dim, dit.layers, dit.heads, dit.in_channels)
     counted = sum(p.numel() for p in ScailTransformer(config).parameters())
@@ -164,8 +166,27 @@ def test_tiny_sizes_are_those_of_the_tiny_models() -> None:
     grid = tiny.TINY_VISION.image_size // tiny.TINY_VISION.patch_size
     assert dit.image_tokens == grid * grid + 1
     vae = sum(t.numel() for t in tiny.tiny_vae_state().values())
-    assert formulas_vae.parameters(plan_module.TINY_VAE) == vae
-    assert plan_module.BATCHED_TOKENS == scail.BATCHED_TOKENS
+    assert formulas_vae.parameters(plan_shapes.TINY_VAE) == vae
+    recipes = (scail, steady_dancer_sampling, wan_video)
+    assert {r.BATCHED_TOKENS for r in recipes} == {plan_stages.BATCHED_TOKENS}
+    assert VAEConfig().look_back + 5 == formulas_vae.GREY_FRAMES
+
+
+@pytest.mark.parametrize("name", ["steady_dancer", "wan_i2v", "wan_t2v"])
+def test_tiny_sizes_of_the_other_pipelines(name: str) -> None:
+    from pipelines.loading import load_tiny
+
+    counted = sum(p.numel() for p in load_tiny(name).transformer.parameters())
+    extra = 0
+    if name == "steady_dancer":
+        from xicon_infer.models.steady_dancer import SteadyDancerTransformer
+        from xicon_infer.models.wan import WanTransformer
+
+        model = load_tiny(name).transformer
+        plain = sum(p.numel() for p in WanTransformer(model.config).parameters())
+        assert isinstance(model, SteadyDancerTransformer)
+        extra = counted - plain
+    assert formulas.parameters(plan_shapes.TINY_DITS[name]) == counted - extra
 
 
 @pytest.mark.parametrize(
@@ -246,14 +267,14 @@ def test_driving_frames(
 def test_driving_frames_are_those_the_service_reads(
     base: dict[str, Any], folder: Path, kind: str, values: dict[str, Any]
 ) -> None:
-    from xicon_infer.service import read_inputs
+    from xicon_infer.service_inputs import motion_selection, read_motion
 
     source = {"pose_video": base["pose_video"], "track": None}
     if kind == "track":
         source = {"pose_video": None, "track": EXAMPLE}
     for video in (None, folder / "pose.mp4"):
         job = make_job({**base, **source, **values, "video": video, "audio": "none"})
-        pose = read_inputs(job, SilentProgress()).pose
+        pose, _ = read_motion(job, motion_selection(job), SilentProgress())
         if isinstance(pose, Clip):
             read = (len(pose.frames), pose.fps)
         else:

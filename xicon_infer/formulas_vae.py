@@ -35,6 +35,9 @@ class VaeShape:
 
 WAN_VAE = VaeShape()
 
+GREY_FRAMES = 117
+"""Frames of a still video after its first picture behind which the encoder repeats itself."""
+
 
 class Work(NamedTuple):
     """What a set of layers costs.

@@ -140,8 +140,8 @@ def check_files(job: Job) -> None:
     """
     inputs = {name: path for name in _INPUTS if (path := getattr(job, name)) is not None}
     for name, path in inputs.items():
-        folder = job.pipeline == "steady_dancer" and name in _FOLDERS and _is(path, "folder")
-        if not folder and not _is(path, "file"):
+        takes_folder = job.pipeline == "steady_dancer" and name in _FOLDERS
+        if not (takes_folder and _is(path, "folder")) and not _is(path, "file"):
             state = "is not a file" if _is(path, "there") else "does not exist"
             raise MediaError(f"'{name}': {path} {state}", field=name, code="MEDIA_NOT_FOUND")
     if job.models_dir is not None and not _is(job.models_dir, "folder"):
@@ -212,7 +212,9 @@ def _with_defaults(
     checked: Mapping[str, Any], table: Mapping[str, Field], pipeline: str, source: Source
 ) -> dict[str, Any]:
     """Returns a value for every option: the given one, that of the profile, or the default."""
-    values = {name: option.default_for(pipeline) for name, option in table.items()}
+    values: dict[str, Any] = {
+        name: option.default_for(pipeline) for name, option in table.items()
+    }
     if source == "request":
         values["fps"] = REQUEST_FPS
     if "preset" not in checked and pipeline in PRESETS:

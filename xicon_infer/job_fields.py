@@ -27,7 +27,7 @@ from xicon_infer.job_field import (
 )
 from xicon_infer.job_fields_machine import MACHINE, STORAGE
 from xicon_infer.job_fields_motion import MOTION, MOTION_OUTPUT
-from xicon_infer.job_profiles import DEFAULT_NEGATIVE_PROMPT, PRESETS, PROFILES, SHIFT
+from xicon_infer.job_profiles import DEFAULT_NEGATIVE_PROMPT, PRESETS, PROFILES, SHIFT, Value
 from xicon_infer.sizes import SIZINGS
 from xicon_infer.types import CONTEXT_SCHEDULES, FITS, FUSE_METHODS, SCHEDULERS
 
@@ -221,7 +221,7 @@ _SIDE = {"scail": 32, "pose": 32, "steady_dancer": 16, "wan_i2v": 16, "wan_t2v":
 _WIDTH = {"scail": 512, "steady_dancer": 480, "wan_i2v": 832, "wan_t2v": 832, "pose": 512}
 _HEIGHT = {"scail": 896, "steady_dancer": 832, "wan_i2v": 480, "wan_t2v": 480, "pose": 896}
 _FRAMES = {"scail": None, "steady_dancer": None, "wan_i2v": 81, "wan_t2v": 81, "pose": None}
-_FPS = {
+_FPS: Mapping[str, Value] = {
     "scail": "source",
     "steady_dancer": 16.0,
     "wan_i2v": 16.0,

@@ -15,6 +15,7 @@ from xicon_infer.errors import InvalidRequest
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, Field
 
 COMMANDS = ("run", "doctor", "weights")
+GPU_HELP = "with --dry-run: plan the memory for this card, as 'RTX 4090' or '24GB'"
 SHELL_FLAGS = {
     "--dry-run": "print the plan and load nothing",
     "--json": "print only JSON on standard output",
@@ -60,6 +61,7 @@ def run_parser() -> Parser:
     shell = parser.add_argument_group("shell", "What is printed.")
     for flag, text in SHELL_FLAGS.items():
         shell.add_argument(flag, action="store_true", help=text)
+    shell.add_argument("--gpu", metavar="NAME", help=GPU_HELP)
     shell.add_argument("--version", action="version", version=f"xicon-infer {__version__}")
     return parser
 

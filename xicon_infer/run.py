@@ -20,7 +20,7 @@ from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
-from xicon_infer.errors import Cancelled, XiconError
+from xicon_infer.errors import Cancelled, InvalidRequest, XiconError
 from xicon_infer.job import Job, check_files, make_job
 from xicon_infer.job_fields import FIELDS
 from xicon_infer.job_flags import parse, run_parser
@@ -63,6 +63,12 @@ def _command(words: list[str], run_job: RunJob | None) -> int:
         from xicon_infer import doctor
 
         return doctor.main(words[1:])
+    if words[:1] == ["weights"]:
+        from xicon_infer import weights_cli
+        from xicon_infer.weights_cli_work import Workers
+
+        workers = Workers(progress=lambda: _progress(silent=False))
+        return weights_cli.main(words[1:], workers=workers)
     return _run(words[1:] if words[:1] == ["run"] else words, run_job)
 
 
@@ -78,11 +84,13 @@ def _run(words: list[str], run_job: RunJob | None) -> int:
     )
     check_files(job)
     as_json = "json" in options
+    if "gpu" in options and "dry_run" not in options:
+        raise InvalidRequest("'gpu' needs --dry-run: it plans for a card", field="gpu")
     if "dry_run" in options:
         from pipelines.plan import make_plan
         from pipelines.plan_text import format_plan
 
-        plan = make_plan(job, search_dirs=models_dirs(job.models_dir))
+        plan = make_plan(job, search_dirs=models_dirs(job.models_dir), gpu=options.get("gpu"))
         print(_json(asdict(plan)) if as_json else format_plan(plan))
         return 0
     if run_job is None:

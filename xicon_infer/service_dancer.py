@@ -42,7 +42,8 @@ def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: 
     size = choose_size(job.sizing, job.width, job.height, shape, SIZE_MULTIPLE)
     options = dancer_options(job, seed, size)
     reference = fit_reference(image, options)
-    motion, report = None, {}
+    motion: Motion | None = None
+    report: dict[str, Any] = {}
     if job.pose_video is not None:
         drawn = _given_poses(job, given, selection, reference, recorder)
     else:

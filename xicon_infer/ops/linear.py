@@ -4,7 +4,8 @@ A stored fp8 weight stands for `weight * scale_weight`; the scale is one float32
 per output row, or absent. By default the layer brings the weight to the dtype of its input and
 multiplies there: half the memory, the same speed class, the numbers of the file. Multiplying in
 fp8 on the tensor cores is an option (`use_matmul`), off by default because it also rounds the
-activations to three bits of mantissa.
+activations to three bits of mantissa. Activations are scaled by their own largest magnitude, per
+row or per tensor, found anew at every call: a fixed scale clips what exceeds it.
 
 The scale goes into the weight (one rounding of each weight), not into the output: products of
 unscaled fp8 weights reach 1e4 and more, which float16 cannot hold at real activation sizes, and
@@ -16,6 +17,7 @@ Shape letters: M rows of the input, K input width, N output width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Literal
@@ -35,7 +37,7 @@ row, or with one activation scale for the whole input."""
 MATMULS: tuple[Matmul, ...] = ("dequant", "scaled_mm_row", "scaled_mm_tensor")
 
 SCALED_MM_MULTIPLE = 16
-"""K and N of a fp8 matrix product must be multiples of this."""
+"""K and N of a fp8 matrix product must be multiples of this; M may be any number."""
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """Floor of a scale, so that an all-zero weight or row does not divide by zero."""
@@ -135,11 +137,10 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., N] in the dtype of x, from x [..., K]."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.matmul == "dequant" or self.weight.dtype not in FP8_DTYPES:
+            bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.linear(x, dequantize(self.weight, self.scale_weight, x.dtype), bias)
-        y = _scaled_mm(x, self.weight, self.scale_weight, self.matmul).to(x.dtype)
-        return y if bias is None else y + bias
+        return _scaled_mm(x, self.weight, self.scale_weight, self.bias, self.matmul)
 
     def extra_repr(self) -> str:
         """Returns what `print(module)` shows."""
@@ -191,10 +192,35 @@ def replace_linears(
     return replaced
 
 
+def set_weight(layer: nn.Linear | Fp8Linear, weight: Tensor, scale: Tensor | None) -> None:
+    """Gives a linear layer another weight and makes it the kind of layer that holds it.
+
+    The class changes in place, as torch.nn.utils.parametrize does: the layer's identity and the
+    names of its parameters stay. It becomes an `Fp8Linear` for an fp8 weight, else an `nn.Linear`.
+
+    Args:
+        layer: exactly an `nn.Linear` or an `Fp8Linear`.
+        weight: [N, K].
+        scale: of an fp8 weight, or None.
+    """
+    layer.weight.data = weight
+    if weight.dtype not in FP8_DTYPES:
+        if isinstance(layer, Fp8Linear):
+            del layer.scale_weight, layer.matmul
+            layer.__class__ = nn.Linear  # type: ignore[assignment]
+        return
+    if not isinstance(layer, Fp8Linear):
+        layer.__class__ = Fp8Linear  # type: ignore[assignment]
+        layer.matmul = "dequant"  # type: ignore[assignment]
+        layer.register_buffer("scale_weight", None)
+    layer.scale_weight = scale
+
+
 def use_matmul(module: nn.Module, matmul: Matmul, device: torch.device) -> list[str]:
     """Sets how every fp8 layer multiplies; returns the names of layers that stay on "dequant".
 
-    A layer stays when its weight is not fp8 or a width is not a multiple of 16.
+    A layer stays when its weight is not fp8, a width is not a multiple of 16, or the device
+    cannot multiply with its kind of fp8.
 
     Args:
         module: holds the layers.
@@ -205,38 +231,71 @@ def use_matmul(module: nn.Module, matmul: Matmul, device: torch.device) -> list[
         InvalidRequest: matmul is unknown.
         BackendUnavailable: the device cannot multiply this way.
     """
-    if matmul not in MATMULS:
-        raise InvalidRequest(f"matmul: got {matmul!r}, allowed are {', '.join(MATMULS)}")
-    reason = "" if matmul == "dequant" else matmul_problem(matmul, str(device))
-    if reason:
-        raise BackendUnavailable(f"matmul {matmul!r} cannot be used on {device}: {reason}")
+    check_matmul(matmul, device)
     left = []
     for name, layer in module.named_modules():
         if isinstance(layer, Fp8Linear):
-            fits = layer.weight.dtype in FP8_DTYPES and not (
-                layer.in_features % SCALED_MM_MULTIPLE or layer.out_features % SCALED_MM_MULTIPLE
-            )
+            fits = _fits(layer) and not matmul_problem(matmul, str(device), layer.weight.dtype)
             layer.matmul = matmul if fits else "dequant"
             if not fits:
                 left.append(name)
     return left
 
 
-@lru_cache(maxsize=32)
-def matmul_problem(matmul: Matmul, device: str) -> str:
+def check_matmul(matmul: str, device: torch.device) -> None:
+    """Refuses a way to multiply that is unknown or that the device does not have.
+
+    Raises:
+        InvalidRequest: matmul is unknown.
+        BackendUnavailable: the device cannot multiply this way.
+    """
+    known = next((m for m in MATMULS if m == matmul), None)
+    if known is None:
+        raise InvalidRequest(f"matmul: got {matmul!r}, allowed are {', '.join(MATMULS)}")
+    reason = matmul_problem(known, str(device))
+    if reason:
+        raise BackendUnavailable(f"matmul {matmul!r} cannot be used on {device}: {reason}")
+
+
+def best_matmul(device: torch.device) -> tuple[Matmul, dict[Matmul, str]]:
+    """Returns the first way to multiply that works on a device, and why those before it do not.
+
+    Per row, per tensor, dequantised. Per row before per tensor: the same speed class, and one
+    outlier does not cost all rows their precision. A CPU works through fp8 products number by
+    number; there dequantising is faster (`benchmarks/fp8_linear.py`).
+    """
+    problems: dict[Matmul, str] = {}
+    candidates: tuple[Matmul, ...] = ("scaled_mm_row", "scaled_mm_tensor")
+    for matmul in candidates:
+        problem = matmul_problem(matmul, str(device))
+        if not problem:
+            return matmul, problems
+        problems[matmul] = problem
+    return "dequant", problems
+
+
+@lru_cache(maxsize=64)
+def matmul_problem(matmul: Matmul, device: str, dtype: torch.dtype = FP8_DTYPES[0]) -> str:
     """Returns why `device` cannot multiply this way, or "" if it can.
 
     Runs one small product and compares it with the dequantised one: a call that returns wrong
     numbers counts as unavailable.
+
+    Args:
+        matmul: one of `MATMULS`.
+        device: as "cuda:0".
+        dtype: of the weight, one of `FP8_DTYPES`.
     """
     if matmul == "dequant":
         return ""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(32, 64, generator=generator).to(device, torch.bfloat16)
-    weight, scale = quantize_weight(torch.randn(48, 64, generator=generator).to(device))
+    x = torch.randn(33, 64, generator=generator).to(device, torch.bfloat16)
+    bias = torch.randn(48, generator=generator).to(device, torch.bfloat16)
+    wide = torch.randn(48, 64, generator=generator).to(device)
+    weight, scale = quantize_weight(wide, dtype, per_row=matmul == "scaled_mm_row")
     try:
-        y = _scaled_mm(x, weight, scale, matmul).float()
-        expected = F.linear(x.float(), dequantize(weight, scale, torch.float32))
+        y = _scaled_mm(x, weight, scale, bias, matmul).float()
+        expected = F.linear(x.float(), dequantize(weight, scale, torch.float32), bias.float())
         error_norm = ((y - expected).norm() / expected.norm()).item()
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         return str(error).strip().split("\n")[0] or type(error).__name__
@@ -244,24 +303,75 @@ def matmul_problem(matmul: Matmul, device: str) -> str:
     return "" if error_norm < 0.1 else f"its result is off by {error_norm:.2g} relative"
 
 
-def _scaled_mm(x: Tensor, weight: Tensor, scale: Tensor | None, matmul: Matmul) -> Tensor:
-    """Returns x W^T scaled, bfloat16 [..., N]; activations are rounded to e4m3 on the fly.
+def quantize_activation(x: Tensor, *, by_row: bool) -> tuple[Tensor, Tensor]:
+    """Returns activations as e4m3, and the float32 scale that brings them back.
+
+    Nothing of the size of x is made in float32: the quotient is rounded to the dtype of x on the
+    way. That rounding is at least 16 times finer than the one to e4m3.
+
+    Args:
+        x: [M, K], bfloat16, float16 or float32.
+        by_row: one scale per row instead of one for all.
+
+    Returns:
+        [M, K] e4m3, and the scale [M, 1] or []. A row with NaN or infinity (or all) multiplies
+        to NaN.
+    """
+    norm = torch.linalg.vector_norm
+    if by_row:
+        largest = norm(x, math.inf, dim=1, keepdim=True, dtype=torch.float32)
+    else:
+        largest = norm(x, math.inf, dtype=torch.float32)
+    scale = (largest / torch.finfo(torch.float8_e4m3fn).max).clamp_(min=SMALLEST_SCALE)
+    # As in `dequantize`: computed in float32 inside the kernel. No quotient exceeds 448 by more
+    # than its rounding, so none needs to be clamped.
+    scaled = torch.div(x, scale if by_row else scale.reshape(1), out=torch.empty_like(x))
+    return scaled.to(torch.float8_e4m3fn), scale
+
+
+def _fits(layer: Fp8Linear) -> bool:
+    """Returns whether a layer's weight can be a factor of an fp8 product."""
+    widths = (layer.in_features, layer.out_features)
+    return layer.weight.dtype in FP8_DTYPES and not any(n % SCALED_MM_MULTIPLE for n in widths)
+
+
+def _scaled_mm(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, matmul: Matmul
+) -> Tensor:
+    """Returns x W^T scaled, plus bias, [..., N] in the dtype of x; x is rounded to e4m3.
+
+    The kernels take scales per row with bfloat16 output only. Scales per weight row cannot join a
+    product with one activation scale, so they multiply its output; that is bfloat16 too, because
+    unscaled sums exceed float16. The bias is added inside the kernel where the output is of 16
+    bits. Fast accumulation leaves partial sums in the tensor cores: its error is below that of the
+    three-bit factors.
 
     Source: pytorch/pytorch: torch._scaled_mm (scales multiply, second factor column-major).
     """
-    rows = x.reshape(-1, x.shape[-1]).float()
     by_row = matmul == "scaled_mm_row"
-    largest = rows.abs().amax(dim=1, keepdim=True) if by_row else rows.abs().amax()
-    activation_scale = (largest / torch.finfo(torch.float8_e4m3fn).max).clamp(min=SMALLEST_SCALE)
-    activation = cast_fp8(rows / activation_scale, torch.float8_e4m3fn)
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows.float() if x.dtype == torch.float64 else rows
+    activation, activation_scale = quantize_activation(rows, by_row=by_row)
     flat = torch.ones(1, device=x.device) if scale is None else scale.reshape(-1)
-    per_row_weight = flat.numel() > 1 and not by_row
+    late = flat.numel() > 1 and not by_row
     if by_row:
         weight_scale = flat.expand(weight.shape[0])[None].contiguous()
-    else:  # one number for the product; scales per weight row are applied to the output
-        weight_scale = torch.ones((), device=x.device) if per_row_weight else flat.reshape(())
+    else:
+        weight_scale = torch.ones((), device=x.device) if late else flat.reshape(())
+    direct = not by_row and not late and x.dtype in (torch.float16, torch.float32)
+    out_dtype = x.dtype if direct else torch.bfloat16
+    fused = bias is not None and not late and out_dtype != torch.float32
     y = torch._scaled_mm(
-        activation, weight.t(), activation_scale, weight_scale, out_dtype=torch.bfloat16
+        activation,
+        weight.t(),
+        activation_scale,
+        weight_scale,
+        bias=bias.to(out_dtype) if bias is not None and fused else None,
+        out_dtype=out_dtype,
+        use_fast_accum=True,
     )
-    y = y * flat if per_row_weight else y
-    return y.to(torch.bfloat16).reshape(*x.shape[:-1], -1)
+    if late:
+        y = y.mul_(flat)
+    if bias is not None and not fused:
+        y = y.add_(bias)
+    return y.to(x.dtype).reshape(*x.shape[:-1], -1)

@@ -13,7 +13,8 @@ Modes:
   all but removes it.
 
 `apply_loras` sets the whole state: what was applied before is removed first, so two calls never
-add up, and an empty list restores the model. A later change of device follows along.
+add up, and an empty list restores the model. That is also how LoRAs are swapped between jobs
+(`lora_undo.is_swappable` says whether they can be). A later change of device follows along.
 
 Fused projections: apply before or after. `qkv` in a self-attention takes the deltas of q, k and v
 as row blocks. A plain layer with a side path is no longer exactly an `nn.Linear`, so code that
@@ -25,7 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -36,6 +36,12 @@ from xicon_infer.errors import InvalidRequest, WeightsError
 from xicon_infer.ops.linear import FP8_DTYPES, Fp8Linear, dequantize, quantize_weight
 from xicon_infer.ops.lora_keys import LoraFile
 from xicon_infer.ops.lora_plan import LoraReport, Piece, plan_loras
+from xicon_infer.ops.lora_undo import (
+    begin_changes,
+    is_swappable,
+    restore_parameters,
+    save_parameter,
+)
 
 Mode = Literal["full", "merge", "comfy_unmerged", "comfy_parity"]
 MODES: tuple[Mode, ...] = ("full", "merge", "comfy_unmerged", "comfy_parity")
@@ -73,24 +79,6 @@ class LoraFp8Linear(Fp8Linear):
         return _add_low_rank(super().forward(x), x, self.lora_down, up)
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """A parameter as it was before: enough to restore it bit by bit."""
-
-    owner: str
-    param: str
-    data: Tensor
-    scale: Tensor | None
-
-
-@dataclass
-class _Applied:
-    """Kept on the module: what to restore, or that nothing can be restored."""
-
-    saved: list[_Saved]
-    reversible: bool
-
-
 @torch.no_grad()
 def apply_loras(
     module: nn.Module,
@@ -108,7 +96,8 @@ def apply_loras(
         mode: see the module docstring.
         requantize: for fp8 weights that are changed in mode "merge". In the other modes an fp8
             weight that has a full difference becomes wide.
-        keep_undo: keep the originals (in mode "merge" in host memory), for `remove_loras`.
+        keep_undo: keep what is changed, on the host, for the next call and `remove_loras`; see
+            `xicon_infer.ops.lora_undo` for what that costs. Side paths can always be taken off.
 
     Returns:
         What was changed and what was skipped: parts whose tensor the model lacks or whose shape
@@ -124,12 +113,11 @@ def apply_loras(
     if any(parameter.is_meta for parameter in parameters.values()):
         raise WeightsError("LoRA: the model has no weights yet; load it first")
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    only = _linear_weights(module) if mode.startswith("comfy") else None
+    only = linear_weights(module) if mode.startswith("comfy") else None
     pieces, skipped = plan_loras(shapes, loras, only)
     remove_loras(module)
-    state = _Applied(saved=[], reversible=keep_undo)
+    changes = begin_changes(module)
     with ExitStack() as on_failure:
-        module._lora_applied = state  # type: ignore[assignment]
         if keep_undo:
             on_failure.callback(remove_loras, module)
         for name, group in pieces.items():
@@ -141,9 +129,10 @@ def apply_loras(
             beside = [piece for piece in group if aside and piece.full is None]
             once = [piece for piece in group if not aside or piece.full is not None]
             if once:
-                saved = _add_once(owner, param, once, requantize if mode == "merge" else "none")
+                changes.reversible = keep_undo
                 if keep_undo:
-                    state.saved.append(_stored(saved, owner_name, on_host=mode == "merge"))
+                    changes.saved.append(save_parameter(module, owner_name, param))
+                add_once(owner, param, once, requantize if mode == "merge" else "none")
             if beside:
                 _add_side_path(owner, beside, fault=mode == "comfy_parity")
         on_failure.pop_all()
@@ -157,24 +146,13 @@ def remove_loras(module: nn.Module) -> None:
     Raises:
         WeightsError: the LoRAs were applied without an undo copy; load the weights again.
     """
-    state = getattr(module, "_lora_applied", None)
-    if state is None:
-        return
-    if not state.reversible:
-        raise WeightsError("LoRA: applied without an undo copy (keep_undo=False); load again")
-    for layer in module.modules():
-        if isinstance(layer, LoraLinear | LoraFp8Linear):
-            del layer.lora_down, layer.lora_up, layer.lora_fault
-            plain = nn.Linear if isinstance(layer, LoraLinear) else Fp8Linear
-            layer.__class__ = plain  # type: ignore[assignment]
-    for saved in state.saved:
-        owner = module.get_submodule(saved.owner)
-        parameter = getattr(owner, saved.param)
-        device = parameter.device
-        parameter.data = saved.data.to(device)
-        if isinstance(owner, Fp8Linear) and saved.param == "weight":
-            owner.scale_weight = None if saved.scale is None else saved.scale.to(device)
-    module._lora_applied = None  # type: ignore[assignment]
+    if is_swappable(module):
+        for layer in module.modules():
+            if isinstance(layer, LoraLinear | LoraFp8Linear):
+                del layer.lora_down, layer.lora_up, layer.lora_fault
+                plain = nn.Linear if isinstance(layer, LoraLinear) else Fp8Linear
+                layer.__class__ = plain  # type: ignore[assignment]
+    restore_parameters(module)
 
 
 @torch.no_grad()
@@ -203,7 +181,7 @@ def merge_state_dict(
     merged = dict(base)
     for name, group in pieces.items():
         scale_name = name.removesuffix(".weight") + ".scale_weight"
-        wide = _sum(base[name], base.get(scale_name), group)
+        wide = merged_weight(base[name], base.get(scale_name), group)
         merged[name], scale = _store(wide, base[name].dtype, requantize, torch.bfloat16)
         merged.pop(scale_name, None)
         if scale is not None:
@@ -216,12 +194,18 @@ def _check_options(mode: str, requantize: str, loras: Sequence[tuple[LoraFile, f
         raise InvalidRequest(f"LoRA mode: got {mode!r}, allowed are {', '.join(MODES)}")
     if requantize not in REQUANTIZE:
         raise InvalidRequest(f"requantize: got {requantize!r}, allowed are {', '.join(REQUANTIZE)}")
+    check_strengths(loras)
+
+
+def check_strengths(loras: Sequence[tuple[LoraFile, float]]) -> None:
+    """Refuses strengths that are not finite numbers (InvalidRequest)."""
     for lora, strength in loras:
         if not math.isfinite(strength):
             raise InvalidRequest(f"LoRA {lora.name}: strength must be a number, got {strength}")
 
 
-def _linear_weights(module: nn.Module) -> set[str]:
+def linear_weights(module: nn.Module) -> set[str]:
+    """Returns the names of the weights that the ComfyUI wrapper's unmerged LoRAs reach."""
     return {
         f"{name}.weight"
         for name, layer in module.named_modules()
@@ -229,8 +213,8 @@ def _linear_weights(module: nn.Module) -> set[str]:
     }
 
 
-def _sum(weight: Tensor, scale: Tensor | None, pieces: list[Piece]) -> Tensor:
-    """Returns the dequantised weight plus the pieces, in at least float32."""
+def merged_weight(weight: Tensor, scale: Tensor | None, pieces: Sequence[Piece]) -> Tensor:
+    """Returns the dequantised weight plus the pieces, a new tensor in at least float32."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     wide = dequantize(weight, scale, dtype)
     wide = wide.clone() if wide is weight else wide
@@ -250,25 +234,25 @@ def _store(
     return quantize_weight(wide, dtype, per_row=requantize == "row")
 
 
-def _add_once(owner: nn.Module, param: str, pieces: list[Piece], requantize: Requantize) -> _Saved:
-    """Adds pieces to a parameter; returns it as it was."""
+def add_once(
+    owner: nn.Module, param: str, pieces: Sequence[Piece], requantize: Requantize = "none"
+) -> None:
+    """Adds pieces to a parameter of a layer.
+
+    Args:
+        owner: the layer.
+        param: name of its parameter.
+        pieces: what to add.
+        requantize: how an fp8 weight is stored afterwards.
+    """
     parameter = getattr(owner, param)
-    is_weight = isinstance(owner, Fp8Linear) and param == "weight"
-    scale = owner.scale_weight if isinstance(owner, Fp8Linear) and is_weight else None
-    saved = _Saved("", param, parameter.data, scale)
-    wide = _sum(parameter.data, scale, pieces)
-    data, new_scale = _store(wide, parameter.dtype, requantize, _compute_dtype(owner))
-    parameter.data = data  # the old tensor lives on in `saved`, untouched
-    if isinstance(owner, Fp8Linear) and is_weight:
-        owner.scale_weight = new_scale
-    return saved
-
-
-def _stored(saved: _Saved, owner: str, *, on_host: bool) -> _Saved:
-    """Returns the record with its owner's name, in host memory where that is asked for."""
-    place = "cpu" if on_host else saved.data.device
-    scale = None if saved.scale is None else saved.scale.to(place)
-    return _Saved(owner, saved.param, saved.data.to(place), scale)
+    weight_of = owner if isinstance(owner, Fp8Linear) and param == "weight" else None
+    scale = None if weight_of is None else weight_of.scale_weight
+    wide = merged_weight(parameter.data, scale, pieces)
+    # A new tensor: the old one lives on where an undo copy holds it.
+    parameter.data, scale = _store(wide, parameter.dtype, requantize, _compute_dtype(owner))
+    if weight_of is not None:
+        weight_of.scale_weight = scale
 
 
 def _add_side_path(owner: nn.Module, pieces: list[Piece], *, fault: bool) -> None:
