@@ -62,6 +62,7 @@ DIM, FFN = 5120, 13824
 RAW = "read, thrown away"
 KEPT = "read, kept"
 SMALL = "read, kept, small pages"
+LOADED, READY = "loaded_gb_per_s", "every_page_read_gb_per_s"
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,8 @@ def write_file(path: Path, num_bytes: int, seed: int) -> None:
     position = 0
     for name, (dtype, shape) in wan_tensors(num_bytes).items():
         size = prod(shape) * {"F32": 4, "BF16": 2, "F8_E4M3": 1}[dtype]
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [position, position + size],
-        }
+        offsets = [position, position + size]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
         position += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -288,10 +286,7 @@ def measure(
     return {
         "share_in_page_cache_before": [round(min(cached), 3), round(max(cached), 3)],
         **{
-            name: {
-                "loaded_gb_per_s": rates(loaded[name], size),
-                "every_page_read_gb_per_s": rates(ready[name], size),
-            }
+            name: {LOADED: rates(loaded[name], size), READY: rates(ready[name], size)}
             for name in loaded
         },
     }
@@ -354,14 +349,14 @@ def ratios(report: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for state in ("cold", "warm"):
         plain = {
-            name: found["loaded_gb_per_s"]["median"]
+            name: found[LOADED]["median"]
             for name, found in report[state].items()
             if name.startswith(RAW.split(",")[0])
         }
         for name, found in report[state].items():
             if name.startswith("ours"):
                 threads = name.rsplit(", ", 1)[1]
-                rate = found["every_page_read_gb_per_s"]["median"]
+                rate = found[READY]["median"]
                 out.setdefault(state, {})[name] = {
                     **{k: round(rate / plain[f"{k}, {threads}"], 3) for k in (RAW, KEPT)},
                     "fastest plain read": round(rate / max(plain.values()), 3),

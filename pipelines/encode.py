@@ -81,7 +81,7 @@ def encode_video(parts: Components[Any], frames: UInt8Array, progress: Progress)
 
     def make() -> Tensor:
         with parts.on_device("vae"):
-            return encode_frames(parts.vae, frames, progress)
+            return encode_frames(parts.vae, frames, progress, parts.vae_chunk)
 
     return parts.cache.recall(content_key("video", frames), make).to(parts.device)
 
@@ -109,7 +109,7 @@ def encode_start(
     def encode(video: Tensor) -> Tensor:
         weight = vae.conv2.weight
         chunks = iter((video.to(weight.device, weight.dtype),))
-        piece = piece_length(*picture.shape[:2])
+        piece = min(parts.vae_chunk, piece_length(*picture.shape[:2]))
         return vae.normalize(vae.encode_chunks(chunks, chunk=piece)).float()
 
     def make() -> Tensor:

@@ -27,10 +27,19 @@ MAX_PIECE = 4
 """Most latent frames handled at once."""
 
 
-def encode_frames(vae: WanVAE, frames: UInt8Array, progress: Progress) -> Tensor:
-    """Returns normalised latents float32 [1, 16, T, H / 8, W / 8] of frames uint8 [F, H, W, 3]."""
+def encode_frames(
+    vae: WanVAE, frames: UInt8Array, progress: Progress, most: int = MAX_PIECE
+) -> Tensor:
+    """Returns normalised latents float32 [1, 16, T, H / 8, W / 8] of frames uint8 [F, H, W, 3].
+
+    Args:
+        vae: the model.
+        frames: of the video.
+        progress: told of finished frames.
+        most: latent frames at once, where memory is short.
+    """
     weight = vae.conv2.weight
-    piece = piece_length(frames.shape[1], frames.shape[2])
+    piece = min(most, piece_length(frames.shape[1], frames.shape[2]))
     size = piece * TEMPORAL_STRIDE
 
     def chunks() -> Iterator[Tensor]:
@@ -57,6 +66,7 @@ def decode_frames(
     tiles: TileOptions | None,
     looped: bool,
     progress: Progress,
+    most: int = MAX_PIECE,
 ) -> UInt8Array:
     """Returns the frames uint8 [F, H, W, 3] of normalised latents [1, 16, T, h, w].
 
@@ -67,24 +77,25 @@ def decode_frames(
         looped: decode once more around the seam of a loop; F is then 4 T, because the first
             latent frame stands for four pixel frames like any other.
         progress: told of finished frames.
+        most: latent frames at once, where memory is short.
 
     Source: rookiestar28/ComfyUI-WanVideoWrapper: nodes.py, WanVideoDecode. Differs from it:
         the frames around the seam are not stretched to their own brightest and darkest pixel.
     """
-    frames = _decode(vae, latents, tiles, progress)
+    frames = _decode(vae, latents, tiles, progress, most)
     if not looped:
         return frames
     seam = torch.cat((latents[:, :, -3:], latents[:, :, :2]), dim=2)
-    return np.concatenate((_decode(vae, seam, tiles, progress)[9:], frames[5:]))
+    return np.concatenate((_decode(vae, seam, tiles, progress, most)[9:], frames[5:]))
 
 
 def _decode(
-    vae: WanVAE, latents: Tensor, tiles: TileOptions | None, progress: Progress
+    vae: WanVAE, latents: Tensor, tiles: TileOptions | None, progress: Progress, most: int
 ) -> UInt8Array:
     raw = vae.denormalize(latents)
     total = pixel_frames(latents.shape[2])
     height, width = (side * SPATIAL_STRIDE for side in latents.shape[3:])
-    chunk = piece_length(height, width)
+    chunk = min(most, piece_length(height, width))
     if tiles is None:
         pieces = vae.iter_decode(raw, chunk=chunk)
     else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 from pipelines import plan_pose
-from pipelines.memory import Allowed, MemoryPlan
-from pipelines.memory_needs import Storage
+from pipelines.memory import Allowed, MemoryPlan, choose_memory
+from pipelines.memory_needs import Pipeline, Storage, Workload, needs_of
 from pipelines.plan_memory import memory_for, memory_lines, workload_of
 from pipelines.plan_shapes import Sizes, sizes_of
 from pipelines.plan_stages import batched, sampling_stages
@@ -36,6 +37,7 @@ __all__ = [
     "driving_frames",
     "make_plan",
     "memory_of",
+    "memory_on",
     "plan_steps",
 ]
 
@@ -104,18 +106,32 @@ def memory_of(job: Job, sizes: Sizes, gpu: str) -> MemoryPlan:
         InvalidRequest: there is no such card, or the options contradict each other.
         OutOfMemory: nothing fits; says what would.
     """
+    return memory_for(_workload(job, sizes), gpu, request=job.memory, allow=allowed(job))
+
+
+def memory_on(job: Job, sizes: Sizes, *, free_bytes: int) -> MemoryPlan:
+    """Returns where the networks of a job lie on a device with so much free memory.
+
+    Arguments and errors as `memory_of`; `free_bytes` is without the CUDA context.
+    """
+    work = _workload(job, sizes)
+    return choose_memory(
+        lambda storage: needs_of(work, storage),
+        free_bytes=free_bytes,
+        request=job.memory,
+        allow=allowed(job),
+    )
+
+
+def _workload(job: Job, sizes: Sizes) -> Workload:
     context = context_of(job)
-    window = context.frames if context.active(sizes.num_frames) else None
-    pipeline = job.pipeline
-    assert pipeline in _MULTIPLES  # pipeline pose samples nothing
-    work = workload_of(
+    return workload_of(
         job,
         sizes,
-        pipeline,  # type: ignore[arg-type]
-        window=window,
+        cast("Pipeline", job.pipeline),
+        window=context.frames if context.active(sizes.num_frames) else None,
         batch=2 if batched(job, sizes) else 1,
     )
-    return memory_for(work, gpu, request=job.memory, allow=allowed(job))
 
 
 def allowed(job: Job) -> Allowed:

@@ -192,12 +192,18 @@ class ScailPipeline:
                 device=parts.device,
             )
         conditioning = encode_conditioning(parts, reference, pose_frames, options, progress)
-        with progress.stage("sample"), parts.on_device("transformer"):
+        with progress.stage("sample"), parts.sampling():
             latents = sample(parts.transformer, conditioning, num_frames, options, progress)
         with progress.stage("decode video"), parts.on_device("vae"):
             looped = options.context.looped and options.context.active(num_frames)
+            del conditioning  # keys and values of a 14B model are 0.6 GB
             frames = decode_frames(
-                parts.vae, latents, tiles=options.tiles, looped=looped, progress=progress
+                parts.vae,
+                latents,
+                tiles=options.tiles,
+                looped=looped,
+                progress=progress,
+                most=parts.vae_chunk,
             )
         fps = pose.fps if isinstance(pose, Clip) else pose[0].fps
         return ScailOutput(Clip(frames, fps), reference, pose_frames)
@@ -246,7 +252,7 @@ def encode_conditioning(
     with progress.stage("encode reference and pose"):
         reference_latents = encode_video(parts, reference[None], progress)
         pose_latents = encode_video(parts, pose_frames, progress)
-    with progress.stage("project conditioning"), parts.on_device("transformer"):
+    with progress.stage("project conditioning"), parts.projecting():
         model = parts.transformer
         contexts = [model.encode_context([text], image) for text in texts]
         strengths = [options.ref_strength]

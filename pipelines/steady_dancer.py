@@ -98,12 +98,18 @@ class SteadyDancerPipeline:
                 if clip is not None and (clip is pose.positive or options.needs_negative_pose)
             ]
         conditioning = encode_conditioning(parts, reference, poses, options, progress)
-        with progress.stage("sample"), parts.on_device("transformer"):
+        with progress.stage("sample"), parts.sampling():
             latents = sample(parts.transformer, conditioning, options, progress)
         with progress.stage("decode video"), parts.on_device("vae"):
             looped = options.context.looped and is_windowed(conditioning, options)
+            del conditioning  # keys and values of a 14B model are 0.6 GB
             frames = decode_frames(
-                parts.vae, latents, tiles=options.tiles, looped=looped, progress=progress
+                parts.vae,
+                latents,
+                tiles=options.tiles,
+                looped=looped,
+                progress=progress,
+                most=parts.vae_chunk,
             )
         return SteadyDancerOutput(Clip(frames, pose.positive.fps), reference, poses[0])
 
@@ -217,7 +223,7 @@ def encode_conditioning(
     with progress.stage("encode reference and pose"):
         start = encode_start(parts, reference, len(poses[0]))
         pose, *negative = (encode_video(parts, frames, progress) for frames in poses)
-    with progress.stage("project conditioning"), parts.on_device("transformer"):
+    with progress.stage("project conditioning"), parts.projecting():
         model = parts.transformer
         contexts = [model.encode_context([text], image, pose_image) for text in texts]
         reference_tokens = model.embed_reference(start[:, 4:, :1])

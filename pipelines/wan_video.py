@@ -162,12 +162,18 @@ class WanVideoPipeline:
         start, end = fit_picture(first, options), fit_picture(last, options, like=first)
         conditioning = encode_conditioning(parts, start, end, options, progress)
         num_frames = pixel_frames(latent_frames(options.num_frames))
-        with progress.stage("sample"), parts.on_device("transformer"):
+        with progress.stage("sample"), parts.sampling():
             latents = sample(parts.transformer, conditioning, num_frames, options, progress)
         with progress.stage("decode video"), parts.on_device("vae"):
             looped = options.context.looped and options.context.active(num_frames)
+            del conditioning  # keys and values of a 14B model are 0.6 GB
             frames = decode_frames(
-                parts.vae, latents, tiles=options.tiles, looped=looped, progress=progress
+                parts.vae,
+                latents,
+                tiles=options.tiles,
+                looped=looped,
+                progress=progress,
+                most=parts.vae_chunk,
             )
         return WanOutput(Clip(frames, options.fps), start, end)
 
@@ -255,7 +261,7 @@ def encode_conditioning(
         image = torch.cat(states, dim=1)
         with progress.stage("encode start image"):
             condition = encode_start(parts, first, options.num_frames, last=last)
-    with progress.stage("project conditioning"), parts.on_device("transformer"):
+    with progress.stage("project conditioning"), parts.projecting():
         contexts = [parts.transformer.encode_context([text], image) for text in texts]
     second = contexts[1] if options.guided else None
     return WanConditioning(contexts[0], second, condition, (height // 8, width // 8))

@@ -21,12 +21,19 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "xicon_infer.errors",
         "xicon_infer.formulas",
         "xicon_infer.ahead",
+        "xicon_infer.sizes",
     ),
-    ("xicon_infer.ops", "xicon_infer.media", "xicon_infer.job", "xicon_infer.runtime"),
+    (
+        "xicon_infer.ops",
+        "xicon_infer.media",
+        "xicon_infer.job",
+        "xicon_infer.runtime",
+        "xicon_infer.gpus",
+    ),
     ("xicon_infer.models", "xicon_infer.pose", "xicon_infer.sampling", "xicon_infer.weights"),
     ("pipelines",),
     ("xicon_infer.service",),
-    ("xicon_infer.console", "xicon_infer.doctor"),
+    ("xicon_infer.console", "xicon_infer.doctor", "xicon_infer.weights_cli"),
     ("xicon_infer.run",),
 )
 ANYWHERE = ("xicon_infer",)  # the package itself: version and public names
@@ -59,11 +66,14 @@ def module_name(path: Path) -> str:
 
 def level(module: str) -> tuple[int, str] | None:
     """Returns the level of a module and the unit of that level it belongs to."""
-    for number, units in enumerate(LEVELS):
-        for unit in units:
-            if module == unit or module.startswith((f"{unit}.", f"{unit}_")):
-                return number, unit
-    return None
+    found = [
+        (number, unit)
+        for number, units in enumerate(LEVELS)
+        for unit in units
+        if module == unit or module.startswith((f"{unit}.", f"{unit}_"))
+    ]
+    # `weights_cli` is no part of `weights`.
+    return max(found, key=lambda pair: len(pair[1]), default=None)
 
 
 def imports(path: Path) -> set[str]:

@@ -110,7 +110,8 @@ class _Running:
 
 
 def _plural(unit: str) -> str:
-    return unit if unit.endswith("s") else unit + "s"
+    # Units of measure have no plural.
+    return unit if unit.endswith("s") or unit.isupper() else unit + "s"
 
 
 def _seconds(value: float) -> str:

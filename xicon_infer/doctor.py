@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from xicon_infer.job_flags import Parser, parse
 from xicon_infer.runtime import models_dirs
-from xicon_infer.weights.manifest import files_for, locate, presets
+from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest, presets
+from xicon_infer.weights.places import existing, find_all
 
 State = Literal["ok", "absent", "problem"]
 """ok: usable. absent: optional and not there. problem: needed or harmful."""
@@ -274,17 +275,25 @@ def _ultralytics() -> Finding:
 
 
 def _weights(search_dirs: Sequence[Path]) -> list[Finding]:
-    searched = ", ".join(str(folder) for folder in search_dirs) or "no folder"
-    findings = [Finding("weights", "folders", "ok" if search_dirs else "absent", searched)]
-    for pipeline, names in presets().items():
-        for preset in names:
-            entries = files_for(pipeline, preset)
-            missing = [entry.names[0] for entry in entries if locate(entry, search_dirs) is None]
-            found = f"{len(entries) - len(missing)} of {len(entries)} files"
-            text = found + (f"; missing: {', '.join(missing)}" if missing else "")
-            state: State = "absent" if missing else "ok"
-            findings.append(Finding("weights", f"{pipeline}/{preset}", state, text))
-    return findings
+    """Returns the folders that were searched and, for each preset, what is there and missing."""
+    folders = existing(search_dirs)
+    searched = ", ".join(map(str, folders)) or "no folder"
+    findings = [Finding("weights", "folders", "ok" if folders else "absent", searched)]
+    found = find_all(load_manifest().files, search_dirs)
+    pairs = [(pipeline, preset) for pipeline, names in presets().items() for preset in names]
+    return findings + [
+        _preset(f"{pipeline}/{preset}", entries, found)
+        for pipeline, preset in pairs
+        if (entries := files_for(pipeline, preset))
+    ]
+
+
+def _preset(name: str, entries: Sequence[FileEntry], found: Collection[str]) -> Finding:
+    missing = [entry.names[0] for entry in entries if entry.id not in found]
+    text = f"{len(entries) - len(missing)} of {len(entries)} files"
+    if missing:
+        text += f"; missing: {', '.join(missing)}"
+    return Finding("weights", name, "absent" if missing else "ok", text)
 
 
 def _disk(folder: Path) -> Finding:

@@ -57,8 +57,8 @@ def make_job(
 
     Args:
         values: option -> value, of the types of `FIELDS`; LoRAs as text or {name, strength}.
-        source: "cli" refuses a size that is not the multiple a pipeline needs and keeps the source's fps;
-            "request" floors the size to one with a warning and resamples to 16 fps.
+        source: "cli" refuses a size that is no multiple of what the pipeline needs and keeps the
+            source's fps; "request" floors the size with a warning and resamples to 16 fps.
         fields: the table of options.
 
     Raises:
@@ -146,6 +146,8 @@ def check_files(job: Job) -> None:
             raise MediaError(f"'{name}': {path} {state}", field=name, code="MEDIA_NOT_FOUND")
     if job.models_dir is not None and not _is(job.models_dir, "folder"):
         raise WeightsError(f"'models_dir': {job.models_dir} is not a folder", field="models_dir")
+    if job.transformer is not None and not _is(job.transformer, "there"):
+        raise WeightsError(f"'transformer': {job.transformer} does not exist", field="transformer")
     for lora in job.loras:
         if "/" in lora.name and not _is(Path(lora.name), "file"):
             raise WeightsError(
@@ -212,9 +214,7 @@ def _with_defaults(
     checked: Mapping[str, Any], table: Mapping[str, Field], pipeline: str, source: Source
 ) -> dict[str, Any]:
     """Returns a value for every option: the given one, that of the profile, or the default."""
-    values: dict[str, Any] = {
-        name: option.default_for(pipeline) for name, option in table.items()
-    }
+    values: dict[str, Any] = {name: option.default_for(pipeline) for name, option in table.items()}
     if source == "request":
         values["fps"] = REQUEST_FPS
     if "preset" not in checked and pipeline in PRESETS:

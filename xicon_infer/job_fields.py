@@ -19,7 +19,6 @@ from xicon_infer.job_field import (
     PIPELINES,
     SCAIL,
     VIDEO,
-    WAN,
     Field,
     choice_of,
     integer_of,
@@ -149,7 +148,8 @@ _SIZING_HELP = (
     "of the sizes the model was trained on"
 )
 _ANCHOR_HELP = (
-    "what a later window starts with; every: the start image again (ComfyUI wrapper); first: nothing"
+    "what a later window starts with; every: the start image again (ComfyUI wrapper); first: "
+    "nothing"
 )
 _CONDITION_HELP = (
     "steady_dancer: guidance away from a varied pose, in some steps a third forward pass; 0 is off"

@@ -26,7 +26,13 @@ _MEMORY_HELP = (
 )
 _SWAP_HELP = "blocks that come and go with --memory stream; auto: as few as fit"
 
+_TRANSFORMER_HELP = (
+    "file of the transformer in place of that of the preset: any format that `xicon-infer weights "
+    "inspect` reads, or a prepared one"
+)
+
 STORAGE: tuple[Field, ...] = (
+    Field("transformer", "path", "model", _TRANSFORMER_HELP),
     choice_of("storage", "model", _STORAGE_HELP, "auto", "reference", "merged-bf16", "merged-fp8"),
     choice_of(
         "matmul", "model", _MATMUL_HELP, "auto", "dequant", "scaled_mm_row", "scaled_mm_tensor"

@@ -28,7 +28,7 @@ T2V_LORA = "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors"
 DISTILL_LORAS: Mapping[str, str] = MappingProxyType(
     {"scail": I2V_LORA, "steady_dancer": I2V_LORA, "wan_i2v": I2V_LORA, "wan_t2v": T2V_LORA}
 )
-"""What makes 4 to 6 steps without guidance enough: the default of profile fast with real weights."""
+"""What makes 4 to 6 steps without guidance enough: defaults of profile fast with real weights."""
 
 WITHOUT_LORA: tuple[str, ...] = ("tiny", "1.3b")
 """Presets for which there is no distillation LoRA."""

@@ -49,7 +49,7 @@ def check_inputs(values: Mapping[str, Any]) -> None:
         message = (
             "Missing 'end_image': the weights of this preset start and end with a picture"
             if both
-            else "'end_image' needs --preset flf2v-fp8 or flf2v-bf16, whose weights end with a picture"
+            else "'end_image' needs --preset flf2v-fp8 or flf2v-bf16, made to end with a picture"
         )
         raise refusal("end_image", message, "MISSING_FIELD" if both else "UNUSED_FIELD")
     if pipeline in _SOURCES:
@@ -165,7 +165,9 @@ def _sampling_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
     tiles = ("tile_height", "tile_width", "tile_stride_height", "tile_stride_width")
     guidance = ("negative_prompt", "uncond_reference", "guidance_batching")
     condition = ("st_cond_cfg", "end_cond_cfg", "negative_pose")
+    tiny = values["preset"] == "tiny"
     return (
+        (("transformer",), tiny, "with preset tiny, whose weights are generated"),
         (condition, values["condition_guide_scale"] == 0, "at condition_guide_scale 0"),
         (("blocks_to_swap",), values["memory"] in ("resident", "offload"), "but with streaming"),
         (tiles, not values["tile"], "without 'tile'"),

@@ -31,6 +31,7 @@ class Job:
     models_dir: Path | None
     loras: tuple[Lora, ...]
     lora_mode: Literal["full", "merge", "comfy_unmerged"]
+    transformer: Path | None
     storage: Literal["auto", "reference", "merged-bf16", "merged-fp8"]
     matmul: Literal["auto", "dequant", "scaled_mm_row", "scaled_mm_tensor"]
     image: Path | None

@@ -12,7 +12,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,16 +26,98 @@ if TYPE_CHECKING:
 MAX_DRAWN_SEED = 2**53 - 1
 """Drawn seeds stay exact in JavaScript clients."""
 
+COMFYUI_VARIABLES = ("COMFYUI_PATH", "COMFYUI_DIR", "COMFYUI_HOME")
+"""Each may name the folder of a ComfyUI, or its `models` folder."""
+
 REPORTED_PACKAGES = ("torch", "transformers", "tokenizers", "av", "numpy", "pillow")
 
 
 def models_dirs(explicit: Path | None) -> list[Path]:
-    """Returns the folders searched for weights: the given one, then XICON_MODELS_DIR.
+    """Returns the folders searched for weights, the first one first.
 
-    XICON_MODELS_DIR may name several folders, separated like PATH.
+    The given one; those of XICON_MODELS_DIR, which may name several, separated like PATH; then
+    those of `usual_models_dirs` that exist. The first two stay in the list even if they do not
+    exist, because somebody meant them.
     """
-    named = os.environ.get("XICON_MODELS_DIR", "").split(os.pathsep)
-    return [*([explicit] if explicit else []), *(Path(part) for part in named if part)]
+    usual = usual_models_dirs(os.environ, home=_home(), root=Path("/"))
+    every = [*([explicit] if explicit else []), *_named_models_dirs(), *filter(_is_dir, usual)]
+    return list(dict.fromkeys(every))
+
+
+def usual_models_dirs(environment: Mapping[str, str], *, home: Path, root: Path) -> list[Path]:
+    """Returns the folders in which people keep weights, whether they exist or not.
+
+    `models` here, weights baked into an image, RunPod's model cache, network volumes, ComfyUI,
+    and the Hugging Face cache.
+
+    Args:
+        environment: COMFYUI_PATH, COMFYUI_DIR or COMFYUI_HOME name a ComfyUI; HF_HUB_CACHE,
+            HUGGINGFACE_HUB_CACHE, HF_HOME and XDG_CACHE_HOME move the Hugging Face cache.
+        home: of the user.
+        root: of the file system.
+
+    Source: runpod/docs: model caching; runpod/runpod-python (its SDK names /runpod/cache, the
+    documents /runpod-volume, so both are searched); huggingface/huggingface_hub: constants.py.
+    """
+    volumes = [root / "runpod-volume", root / "workspace"]
+    comfyui = [environment[name] for name in COMFYUI_VARIABLES if environment.get(name)]
+    return [
+        Path("models"),
+        root / "models",
+        volumes[0] / "huggingface-cache" / "hub",
+        root / "runpod" / "cache",
+        *(volume / "models" for volume in volumes),
+        *(volume / "ComfyUI" for volume in volumes),
+        *(Path(path).expanduser() for path in comfyui),
+        *(home / name for name in ("ComfyUI", "comfy/ComfyUI", "Documents/ComfyUI")),
+        root / "ComfyUI",
+        root / "opt" / "ComfyUI",
+        _hub_cache(environment, home),
+    ]
+
+
+def download_dir(explicit: Path | None) -> Path:
+    """Returns where weights are put: the given folder, else the first of XICON_MODELS_DIR.
+
+    Without either, the `models` folder of a network volume if there is one, else `models` here.
+    """
+    volumes = (Path("/runpod-volume/models"), Path("/workspace/models"))
+    named = [path for path in _named_models_dirs() if path.suffix not in (".yaml", ".yml")]
+    given = [*([explicit] if explicit else []), *named, *filter(_is_dir, volumes)]
+    return given[0] if given else Path("models")
+
+
+def expand_path(text: str) -> Path:
+    """Returns a path with `~` and variables replaced; unknown variables stay as they are."""
+    return Path(os.path.expandvars(text)).expanduser()
+
+
+def _named_models_dirs() -> list[Path]:
+    parts = os.environ.get("XICON_MODELS_DIR", "").split(os.pathsep)
+    return [Path(part) for part in parts if part]
+
+
+def _hub_cache(environment: Mapping[str, str], home: Path) -> Path:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if environment.get(name):
+            return Path(environment[name]).expanduser()
+    base = Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface"
+    return Path(environment.get("HF_HOME") or base).expanduser() / "hub"
+
+
+def _home() -> Path:
+    """Returns the user's folder; a user without one, as in some containers, has none to search."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a folder that may not be looked into
+        return False
 
 
 def cache_dir() -> Path:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from pipelines.dancer_pose import DancerPoseOptions, draw_dancer_pose
-from pipelines.steady_dancer import SteadyDancerPipeline, fit_reference
+from pipelines.steady_dancer import SteadyDancerPipeline, choose_num_frames, fit_reference
 from pipelines.steady_dancer_options import PoseVideos, SteadyDancerOptions, SteadyDancerOutput
 from pipelines.steady_dancer_plan import SIZE_MULTIPLE
 from xicon_infer.job import Job, resolve_frames
@@ -22,12 +22,12 @@ from xicon_infer.media.sheet import Row
 from xicon_infer.pose.trust import PARTS
 from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
 from xicon_infer.service_inputs import motion_selection, read_drawn_pose, read_motion
-from xicon_infer.service_options import dancer_options
+from xicon_infer.service_options import dancer_options, fitted_tiles
 from xicon_infer.service_outputs import Made, driving_row, write_outputs
 from xicon_infer.service_pose import Motion, find_character, find_persons
 from xicon_infer.service_session import Session
 from xicon_infer.sizes import choose_size
-from xicon_infer.types import Clip, Progress, Result, Track, UInt8Array
+from xicon_infer.types import Clip, Progress, Result, SilentProgress, Track, UInt8Array
 
 
 def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: Session) -> Result:
@@ -38,8 +38,8 @@ def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: 
     with recorder.stage("read inputs"):
         image = load_image(job.image, field="image")
         given, audio = read_motion(job, selection, recorder)
-    shape = (image.shape[1], image.shape[0])
-    size = choose_size(job.sizing, job.width, job.height, shape, SIZE_MULTIPLE)
+    picture = (image.shape[1], image.shape[0])
+    size = choose_size(job.sizing, job.width, job.height, picture, SIZE_MULTIPLE)
     options = dancer_options(job, seed, size)
     reference = fit_reference(image, options)
     motion: Motion | None = None
@@ -49,10 +49,13 @@ def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: 
     else:
         tracks = given if isinstance(given, list) else None
         drawn, motion, report = _drawn_poses(job, tracks, reference, options, recorder)
+    frames = choose_num_frames(drawn, options, SilentProgress())
+    shape = (reference.shape[1], reference.shape[0], frames)
     pipeline = cast(
         "SteadyDancerPipeline",
-        session.pipeline(job, device, pick_dtype(job.dtype, device), recorder),
+        session.pipeline(job, device, pick_dtype(job.dtype, device), recorder, shape),
     )
+    options = fitted_tiles(job, options, pipeline.components)
     output = pipeline(image, drawn, options, recorder)
     made = Made(
         output.clip,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import torch
 
+from pipelines.components import Components
 from pipelines.loading import LoadOptions
+from pipelines.memory_plan import MemoryPlan
 from pipelines.scail import ScailOptions
 from pipelines.steady_dancer_options import SteadyDancerOptions
 from pipelines.wan_video import WanOptions
@@ -63,14 +65,30 @@ def wan_options(job: Job, seed: int, size: tuple[int, int]) -> WanOptions:
     )
 
 
-def load_options(job: Job, device: torch.device, dtype: torch.dtype) -> LoadOptions:
-    """Returns where the components of a job are, and how they are loaded."""
+def load_options(
+    job: Job, device: torch.device, dtype: torch.dtype, plan: MemoryPlan | None
+) -> LoadOptions:
+    """Returns where the components of a job are, and how they are loaded.
+
+    Args:
+        job: what was asked for.
+        device: where it runs.
+        dtype: its precision.
+        plan: where the networks lie, None for all on the device.
+    """
+    storage = job.storage
+    if storage == "auto":
+        storage = "reference" if plan is None else plan.storage
     return LoadOptions(
         device=device,
         dtype=dtype,
         attention=job.attention,
         loras=tuple((lora.name, lora.strength) for lora in job.loras),
         lora_mode=job.lora_mode,
+        storage=storage,
+        matmul=job.matmul,
+        transformer=job.transformer,
+        plan=plan,
         search_dirs=tuple(models_dirs(job.models_dir)),
     )
 
@@ -85,6 +103,16 @@ def context_options(job: Job) -> ContextOptions:
         freenoise=job.freenoise,
         fuse=job.fuse_method,
     )
+
+
+Options = TypeVar("Options", ScailOptions, SteadyDancerOptions, WanOptions)
+
+
+def fitted_tiles(job: Job, options: Options, parts: Components[Any]) -> Options:
+    """Returns the options with tiles, where the memory plan wants them and the job does not."""
+    if job.tile or parts.plan is None or not parts.plan.tile:
+        return options
+    return replace(options, tiles=tile_options(replace(job, tile=True)))
 
 
 def tile_options(job: Job) -> TileOptions | None:

@@ -235,10 +235,12 @@ class LazyModels:
 
     @cached_property
     def paths(self) -> dict[str, Path]:
+        """Returns network -> file."""
         return model_paths(self.options, self.search_dirs)
 
     @cached_property
     def loaded(self) -> PoseModels:
+        """Returns the networks, loaded."""
         with self.recorder.stage("load pose models"):
             models = load_pose_models(self.options, self.recorder.device, self.paths)
         for note in models.notes:

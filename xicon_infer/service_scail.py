@@ -6,17 +6,23 @@ from typing import cast
 
 import torch
 
-from pipelines.scail import ScailOutput, ScailPipeline, fit_reference
+from pipelines.scail import (
+    ScailOptions,
+    ScailOutput,
+    ScailPipeline,
+    choose_num_frames,
+    fit_reference,
+)
 from xicon_infer.job import Job
 from xicon_infer.media.image import load_image
 from xicon_infer.media.sheet import Row
 from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
 from xicon_infer.service_inputs import motion_selection, read_motion
-from xicon_infer.service_options import scail_options
+from xicon_infer.service_options import fitted_tiles, scail_options
 from xicon_infer.service_outputs import Made, driving_row, write_outputs
 from xicon_infer.service_pose import find_motion
 from xicon_infer.service_session import Session
-from xicon_infer.types import Progress, Result
+from xicon_infer.types import Clip, Progress, Result, SilentProgress, Track, UInt8Array
 
 
 def run_scail_job(job: Job, recorder: Recorder, device: torch.device, session: Session) -> Result:
@@ -32,9 +38,10 @@ def run_scail_job(job: Job, recorder: Recorder, device: torch.device, session: S
         reference = fit_reference(image, options)
         motion = find_motion(job, reference, reference.shape[:2], recorder)
         pose = motion.tracks
-    pipeline = cast(
-        "ScailPipeline", session.pipeline(job, device, pick_dtype(job.dtype, device), recorder)
-    )
+    shape = result_shape(image, pose, options)
+    dtype = pick_dtype(job.dtype, device)
+    pipeline = cast("ScailPipeline", session.pipeline(job, device, dtype, recorder, shape))
+    options = fitted_tiles(job, options, pipeline.components)
     output = pipeline(image, pose, options, recorder)
     made = Made(
         output.clip,
@@ -46,6 +53,14 @@ def run_scail_job(job: Job, recorder: Recorder, device: torch.device, session: S
         pose=motion.report if motion else {},
     )
     return write_outputs(job, made, recorder, pipeline.components)
+
+
+def result_shape(
+    image: UInt8Array, pose: Clip | list[Track], options: ScailOptions
+) -> tuple[int, int, int]:
+    """Returns (width, height, frames) of the result."""
+    height, width = fit_reference(image, options).shape[:2]
+    return width, height, choose_num_frames(pose, options, SilentProgress())
 
 
 def sheet_rows(job: Job, output: ScailOutput, progress: Progress) -> list[Row]:

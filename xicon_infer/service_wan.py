@@ -6,12 +6,12 @@ from typing import cast
 
 import torch
 
-from pipelines.wan_video import SIZE_MULTIPLE, WanOutput, WanVideoPipeline
+from pipelines.wan_video import SIZE_MULTIPLE, WanOutput, WanVideoPipeline, fit_picture
 from xicon_infer.job import Job
 from xicon_infer.media.image import load_image
 from xicon_infer.media.sheet import Row
 from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
-from xicon_infer.service_options import wan_options
+from xicon_infer.service_options import fitted_tiles, wan_options
 from xicon_infer.service_outputs import Made, write_outputs
 from xicon_infer.service_session import Session
 from xicon_infer.sizes import choose_size
@@ -26,15 +26,17 @@ def run_wan_job(job: Job, recorder: Recorder, device: torch.device, session: Ses
             None if path is None else load_image(path, field=field)
             for path, field in ((job.image, "image"), (job.end_image, "end_image"))
         )
-    shape = None if first is None else (first.shape[1], first.shape[0])
-    size = choose_size(job.sizing, job.width, job.height, shape, SIZE_MULTIPLE)
+    picture = None if first is None else (first.shape[1], first.shape[0])
+    size = choose_size(job.sizing, job.width, job.height, picture, SIZE_MULTIPLE)
     options = wan_options(job, seed, size)
     made_frames = pixel_frames(latent_frames(options.num_frames))
     if made_frames != options.num_frames:
         recorder.warn(f"{options.num_frames} frames lowered to {made_frames}: the model makes 4n+1")
-    pipeline = cast(
-        "WanVideoPipeline", session.pipeline(job, device, pick_dtype(job.dtype, device), recorder)
-    )
+    fitted = fit_picture(first, options)
+    width, height = size if fitted is None else (fitted.shape[1], fitted.shape[0])
+    dtype, shape = pick_dtype(job.dtype, device), (width, height, made_frames)
+    pipeline = cast("WanVideoPipeline", session.pipeline(job, device, dtype, recorder, shape))
+    options = fitted_tiles(job, options, pipeline.components)
     output = pipeline(options, first, last, recorder)
     made = Made(output.clip, seed, lambda: sheet_rows(output))
     return write_outputs(job, made, recorder, pipeline.components)

@@ -131,24 +131,6 @@ def test_a_wrong_tensor_is_named(tmp_path, change):
         load_preset("scail", "bf16", LoadOptions(search_dirs=(folder,)))
 
 
-def test_components_leave_the_device_unless_they_all_fit():
-    parts = load_tiny("scail")
-    moves: list[str] = []
-
-    class Watched(torch.nn.Module):
-        def to(self, device):
-            moves.append(str(device))
-            return self
-
-    parts.vae = Watched()
-    for resident, expected in ((True, ["cpu"]), (False, ["cpu", "cpu"])):
-        parts.resident = resident
-        moves.clear()
-        with parts.on_device("vae"):
-            assert len(moves) == 1
-        assert moves == expected
-
-
 def test_a_forced_kernel_that_is_absent_is_refused():
     parts = load_tiny("scail", LoadOptions(attention="flash3"))
     with pytest.raises(BackendUnavailable, match="flash3"):

@@ -105,7 +105,8 @@ def test_scaled_fp8_is_dequantised(scale_name, shape):
     state = scaled(scale_name, lambda w: (w.abs().max() / 448).reshape(shape))
     state |= {key.replace(".weight", ".scale_input"): torch.ones(1) for key in (LINEAR,)}
     state |= {key.replace(".weight", ".input_scale"): torch.ones(1) for key in (LINEAR,)}
-    state[LINEAR.replace(".weight", ".comfy_quant")] = torch.zeros(9, dtype=torch.uint8)
+    mark = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    state[LINEAR.replace(".weight", ".comfy_quant")] = mark
     mapped = map_text_encoder(state, dtype=torch.float32)
     assert loads_strictly(mapped, build_text_encoder(text_config(shapes_of(mapped))))
     scale = state[LINEAR.replace(".weight", scale_name)]
@@ -155,12 +156,37 @@ def test_the_tokenizer_inside_a_file():
         ({"shared.weight": torch.ones(1)}, r"shared\.weight"),
         ({"blocks.0.attn.y.scale_weight": torch.ones(1)}, "1 x scale without a weight"),
         ({"norm.weight": torch.ones(48, dtype=torch.uint8)}, "neither a float nor fp8"),
-        ({"blocks.0.attn.q.scale_weight": torch.ones(32)}, r"scale of shape \[32\], allowed"),
+        ({"blocks.0.attn.q.scale_weight": torch.ones(32)}, "1 x scale without a weight"),
     ],
 )
 def test_what_does_not_fit_a_text_encoder_is_refused(change, message):
     with pytest.raises(WeightsError, match=message):
         map_text_encoder(WAN | change)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (torch.ones(31), r"wrong shape: blocks\.0\.attn\.q\.scale_weight \(31,\) for 32 rows"),
+        (torch.tensor(float("nan")), r"not finite: blocks\.0\.attn\.q\.scale_weight"),
+        (torch.tensor(0.0), r"zero, .* blocks\.0\.attn\.q\.scale_weight"),
+    ],
+)
+def test_odd_scales_are_named(scale, message):
+    fp8 = {"blocks.0.attn.q.weight": WAN["blocks.0.attn.q.weight"].to(FP8)}
+    with pytest.raises(WeightsError, match=message):
+        map_text_encoder(WAN | fp8 | {"blocks.0.attn.q.scale_weight": scale})
+
+
+def test_a_layer_in_another_format_is_named():
+    mark = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+    with pytest.raises(WeightsError, match=r"blocks\.0\.attn\.q\.comfy_quant.* nvfp4, allowed"):
+        map_text_encoder(WAN | {"blocks.0.attn.q.comfy_quant": mark})
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.diffusion_model."])
+def test_a_prefix_is_stripped(prefix):
+    assert same(map_text_encoder({prefix + key: value for key, value in WAN.items()}), TEXT)
 
 
 def test_other_files_are_refused():

@@ -1,10 +1,12 @@
-"""The manifest: honest entries, presets, and finding files where people keep them."""
+"""The manifest: honest entries, presets, alternatives, and messages that lead to the files."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from xicon_infer.errors import InvalidRequest, WeightsError
@@ -15,10 +17,12 @@ from xicon_infer.weights.manifest import (
     files_for,
     load_manifest,
     locate,
+    locate_named,
     manifest_path,
     missing_message,
     presets,
 )
+from xicon_infer.weights.places import GENERIC_NAMES
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = {"transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "lora"}
@@ -44,27 +48,130 @@ def test_it_is_found_at_the_repository_root():
     assert json.loads((ROOT / MANIFEST_NAME).read_text())["format"] == 1
 
 
-def test_scail_needs_one_file_of_each_component():
-    assert presets()["scail"] == ("fp8", "bf16")
-    for preset in presets()["scail"]:
-        components = [e.component for e in files_for("scail", preset)]
-        assert sorted(components) == sorted(COMPONENTS)
-    fp8, bf16 = (files_for("scail", preset) for preset in ("fp8", "bf16"))
-    differing = {e.component for e in set(fp8) ^ set(bf16)}
-    assert differing == {"transformer"}
+def test_it_follows_its_schema_and_the_schema_refuses():
+    schema = json.loads((ROOT / "weights_manifest.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    content = json.loads((ROOT / MANIFEST_NAME).read_text())
+    validator.validate(content)
+    changes = [
+        {"licence": ""},
+        {"bytes": 0},
+        {"sha256": "ABC"},
+        {"path": "../x"},
+        {"names": []},
+        {"component": "unet"},
+        {"used_by": [], "instead_of": []},
+        {"more": 1},
+        {"url": "http://x"},
+    ]
+    for change in changes:
+        wrong = {**content, "files": [{**content["files"][0], **change}]}
+        assert list(validator.iter_errors(wrong)), change
+    assert list(validator.iter_errors({**content, "format": 2}))
+
+
+def test_it_is_written_as_lock_writes_it():
+    """So that a lock shows in a diff as the values that changed, nothing else."""
+    text = (ROOT / MANIFEST_NAME).read_text()
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
+VIDEO = {
+    "scail": ("fp8", "bf16", "low-memory", "tiny"),
+    "steady_dancer": ("fp8", "bf16", "gguf", "low-memory", "tiny"),
+    "wan_i2v": (
+        "fp8",
+        "bf16",
+        "fp8-720p",
+        "bf16-720p",
+        "flf2v-fp8",
+        "flf2v-bf16",
+        "low-memory",
+        "tiny",
+    ),
+    "wan_t2v": ("fp8", "bf16", "1.3b", "low-memory", "tiny"),
+}
+
+
+def test_presets():
+    assert presets() == {**VIDEO, "pose": ("default", "commercial", "light", "dwpose")}
+
+
+@pytest.mark.parametrize("pipeline", VIDEO)
+def test_a_video_preset_has_one_file_of_each_component(pipeline):
+    for preset in VIDEO[pipeline]:
+        components = sorted(e.component for e in files_for(pipeline, preset))
+        wanted = set(COMPONENTS)
+        if pipeline == "wan_t2v":
+            wanted.remove("image_encoder")
+        if preset == "1.3b" or preset.startswith("flf2v"):
+            wanted.remove("lora")
+        assert components == ([] if preset == "tiny" else sorted(wanted)), preset
+
+
+def test_scail_presets_differ_in_what_they_say():
+    fp8, bf16, low = (set(files_for("scail", p)) for p in ("fp8", "bf16", "low-memory"))
+    assert {e.component for e in fp8 ^ bf16} == {"transformer"}
+    assert {e.component for e in fp8 ^ low} == {"text_encoder"}
     assert "fp8_e4m3fn_scaled" in entry("transformer").path
 
 
-def test_pose_needs_a_detector_keypoints_and_bodies():
-    assert presets()["pose"] == ("default", "commercial", "light")
+def test_every_preset_has_its_own_files():
+    for pipeline, names in VIDEO.items():
+        sets = {frozenset(e.id for e in files_for(pipeline, preset)) for preset in names}
+        assert len(sets) == len(names), pipeline
+
+
+def test_low_memory_is_the_smallest():
+    for pipeline, names in VIDEO.items():
+        kinds = {e.component: e.id for e in files_for(pipeline, "low-memory")}
+        assert kinds["text_encoder"] == "umt5-xxl-fp8-scaled"
+        assert kinds["transformer"].endswith(("fp8", "gguf"))
+        assert "bf16" in names or pipeline == "pose"
+
+
+def test_pose_needs_a_detector_and_keypoints():
     ids = {preset: [e.id for e in files_for("pose", preset)] for preset in presets()["pose"]}
     assert ids == {
         "default": ["yolov10m", "vitpose-h-model", "vitpose-h-data", "nlf"],
         "commercial": ["yolov10m", "vitpose-h-model", "vitpose-h-data", "rtmw3d"],
         "light": ["yolov10m", "vitpose-l", "nlf"],
+        "dwpose": ["yolox-l", "dwpose"],
     }
     for preset in presets()["pose"]:
-        assert {e.component for e in files_for("pose", preset)} == POSE_COMPONENTS
+        found = {e.component for e in files_for("pose", preset)}
+        # SteadyDancer draws in two dimensions.
+        assert found == POSE_COMPONENTS - ({"pose_body"} if preset == "dwpose" else set())
+
+
+def test_every_form_of_a_content_is_an_entry():
+    vae = by_id("wan-vae")
+    assert [e.id for e in vae.alternatives] == [
+        "wan-vae-comfy",
+        "wan-vae-fp32",
+        "wan-vae-bf16",
+        "wan-vae-diffusers",
+    ]
+    assert vae.names[0] == "Wan2.1_VAE.pth"
+    assert vae.names[1:4] == (
+        "wan_2.1_vae.safetensors",
+        "Wan2_1_VAE_fp32.safetensors",
+        "Wan2_1_VAE_bf16.safetensors",
+    )
+    assert vae.own_names == ("Wan2.1_VAE.pth",)
+    assert by_id("umt5-xxl-fp8").instead_of == ("umt5-xxl-bf16", "umt5-xxl-fp8-scaled")
+    assert len(by_id("umt5-xxl-bf16").alternatives) == 4
+    assert len(by_id("clip-vit-h").alternatives) == 2
+
+
+def test_hashes_say_who_stated_them():
+    pinned = [e for e in load_manifest().files if e.sha256]
+    assert len(pinned) >= 20
+    for item in pinned:
+        assert item.size_bytes
+        assert item.pin_source
+    assert len({e.sha256 for e in pinned}) == len(pinned)
 
 
 def test_licences_that_bind_a_business_are_named():
@@ -85,17 +192,17 @@ def test_unknown_values_are_null_not_guessed():
 
 
 def test_names_lead_to_one_file_each():
-    names = [name for item in load_manifest().files for name in item.names]
+    names = [name for item in load_manifest().files for name in item.own_names]
     assert len(set(names)) == len(names)
-    assert not any(name == "tokenizer.json" for name in names)  # too common to be searched for
+    assert not GENERIC_NAMES & set(names)  # too common to be searched for
 
 
 @pytest.mark.parametrize(
     ("pipeline", "preset", "message"),
     [
-        ("dance", "fp8", "'dance', weights are listed for scail, pose"),
-        ("scail", "int4", "scail has fp8, bf16"),
-        ("pose", "fp8", "pose has default, commercial, light"),
+        ("dance", "fp8", "'dance', weights are listed for scail, steady_dancer, wan_i2v"),
+        ("scail", "int4", "scail has fp8, bf16, low-memory, tiny"),
+        ("pose", "fp8", "pose has default, commercial, light, dwpose"),
     ],
 )
 def test_unknown_presets(pipeline, preset, message):
@@ -104,67 +211,11 @@ def test_unknown_presets(pipeline, preset, message):
     assert caught.value.field == ("pipeline" if pipeline == "dance" else "preset")
 
 
-PLACES = [
-    "Wan-AI/Wan2.1-T2V-14B/Wan2.1_VAE.pth",
-    "Wan2.1_VAE.pth",
-    "wan_2.1_vae.safetensors",
-    "vae/Wan2.1_VAE.pth",
-    "vae/wan/Wan2_1_VAE_bf16.safetensors",
-    "models/vae/Wan2_1_VAE_fp32.safetensors",
-    "models--Wan-AI--Wan2.1-T2V-14B/snapshots/abc123/Wan2.1_VAE.pth",
-    "hub/models--Wan-AI--Wan2.1-T2V-14B/snapshots/abc123/Wan2.1_VAE.pth",
-]
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_places(tmp_path, place):
-    assert locate(entry(), [tmp_path]) is None
-    path = put(tmp_path / place)
-    assert locate(entry(), [tmp_path]) == path
-    assert locate(entry("image_encoder"), [tmp_path]) is None
-
-
-@pytest.mark.parametrize("component", sorted(COMPONENTS | POSE_COMPONENTS))
-def test_every_file_is_found_in_comfyui(tmp_path, component):
-    item = entry(component)
-    for number, folder in enumerate(COMFYUI_FOLDERS[component]):
-        for name in item.names:
-            comfyui = tmp_path / str(number) / name
-            path = put(comfyui / "models" / folder / "deep" / name)
-            assert locate(item, [comfyui]) == locate(item, [comfyui / "models"]) == path
-
-
-def test_folders_are_searched_in_order(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    late = put(second / "Wan2.1_VAE.pth")
-    assert locate(entry(), [first, second]) == late
-    early = put(first / "models" / "vae" / "deep" / "wan_2.1_vae.safetensors")
-    assert locate(entry(), [first, second]) == early
-    assert locate(entry(), [second, first]) == late
-    assert locate(entry(), []) is None
-
-
-def test_empty_files_and_folders_do_not_count(tmp_path):
-    put(tmp_path / "Wan2.1_VAE.pth", "")
-    (tmp_path / "vae" / "Wan2.1_VAE.pth").mkdir(parents=True)
-    assert locate(entry(), [tmp_path]) is None
-    path = put(tmp_path / "vae" / "wan_2.1_vae.safetensors")
-    assert locate(entry(), [tmp_path]) == path
-
-
-def test_another_tokenizer_is_not_taken(tmp_path):
-    put(tmp_path / "tokenizer.json")
-    put(tmp_path / "text_encoders" / "tokenizer.json")
-    assert locate(entry("tokenizer"), [tmp_path]) is None
-    path = put(tmp_path / "text_encoders" / "umt5-xxl" / "tokenizer.json")
-    assert locate(entry("tokenizer"), [tmp_path]) == path
-
-
 def test_missing_message_says_where_to_get_it(tmp_path):
     text = missing_message(entry(), [tmp_path])
     for part in ("vae", "Wan2.1_VAE.pth", "Wan-AI/Wan2.1-T2V-14B", str(tmp_path)):
         assert part in text
-    assert "no folder" in missing_message(entry(), [])
+    assert "no folder that exists" in missing_message(entry(), [tmp_path / "gone"])
 
 
 def test_a_file_published_elsewhere_is_named_by_its_address():
@@ -172,6 +223,16 @@ def test_a_file_published_elsewhere_is_named_by_its_address():
     assert "https://github.com/isarandi/nlf/releases/download/v0.3.2/nlf_l_multi" in text
     assert "Hugging Face" not in text
     assert [e.id for e in load_manifest().files if e.url] == ["nlf"]
+
+
+def test_downloads_go_where_comfyui_looks_and_never_meet(tmp_path):
+    targets = {item.target: item for item in load_manifest().files}
+    assert len(targets) == len(load_manifest().files)
+    assert by_id("wan-vae").target == "vae/Wan2.1_VAE.pth"
+    assert by_id("wan-vae-diffusers").target.startswith("Wan2.1-T2V-14B-Diffusers/")
+    for target, item in targets.items():
+        path = put(tmp_path / item.id / target)
+        assert locate(item, [tmp_path / item.id]) == path
 
 
 def broken(change):
@@ -193,6 +254,12 @@ BROKEN = {
     "id twice": (broken(lambda c: c["files"].append(c["files"][0])), "occurs twice"),
     "preset": (broken(edit(used_by=["scail/int4"])), "scail/int4"),
     "unused": (broken(edit(used_by=[])), "used_by"),
+    "tiny needs nothing": (broken(edit(used_by=["scail/tiny"])), "scail/tiny"),
+    "alternative of another kind": (broken(edit(instead_of=["wan-vae"])), "instead_of"),
+    "alternative of itself": (broken(edit(instead_of=["scail-14b-fp8"])), "instead_of"),
+    "unknown alternative": (broken(edit(instead_of=["x"])), "instead_of"),
+    "pinned by nobody": (broken(edit(bytes=5)), "pin_source"),
+    "comfyui": (broken(edit(comfyui=["/x"])), "stay inside"),
     "licence": (broken(edit(licence="")), "licence"),
     "component": (broken(edit(component="unet")), "unet"),
     "sha256": (broken(edit(sha256="abc")), "64 lower-case"),
@@ -211,18 +278,22 @@ def test_broken_manifests(tmp_path, case):
         load_manifest(put(tmp_path / "m.json", content))
 
 
-def test_the_fetch_command_puts_files_where_they_are_found(tmp_path):
-    entries = [e for e in load_manifest().files if e.id in ("yolov10m", "nlf", "wan-vae")]
-    command = fetch_command(entries, str(tmp_path))
-    assert command.count(" && ") == 2
-    for step in command.split(" && "):
-        words = step.split()
-        if words[0] == "hf":
-            assert words[:2] == ["hf", "download"]
-            made = Path(words[words.index("--local-dir") + 1]) / words[3]
-        else:
-            assert words[0] == "curl"
-            made = Path(words[words.index("-o") + 1])
-        made.parent.mkdir(parents=True, exist_ok=True)
-        made.write_bytes(b"content")
-    assert all(locate(entry, [tmp_path]) for entry in entries)
+def test_the_fetch_command_names_the_files(tmp_path):
+    command = fetch_command([by_id("yolov10m"), by_id("nlf")], str(tmp_path / "two words"))
+    words = shlex.split(command)
+    assert words[:3] == ["xicon-infer", "weights", "pull"]
+    assert words[3:] == ["yolov10m", "nlf", "--models-dir", str(tmp_path / "two words")]
+
+
+def test_a_file_can_be_found_by_its_name(tmp_path):
+    known = by_id("lightx2v-i2v-480p-rank64")
+    name = known.own_names[0]
+    assert locate_named("lora", name, [tmp_path]) is None
+    other = put(tmp_path / "loras" / by_id("lightx2v-i2v-480p-rank64-original").own_names[0])
+    assert locate_named("lora", name, [tmp_path]) is None  # that name was asked for, no other
+    assert locate(known, [tmp_path]) == other
+    pulled = put(tmp_path / known.repo / known.path)
+    assert locate_named("lora", name, [tmp_path]) == pulled
+    mine = put(tmp_path / "models" / "loras" / "deep" / "mine.safetensors")
+    assert locate_named("lora", "mine.safetensors", [tmp_path]) == mine
+    assert locate_named("vae", "mine.safetensors", [tmp_path]) is None

@@ -156,7 +156,12 @@ def test_fp8_can_be_given_up():
     assert torch.equal(model.blocks[0].ffn[0].weight, wide.bfloat16())
 
 
-SCALE_PLACES = ["cross.in_proj_scale_weight", "cross.in_proj_weight.scale_weight"]
+SCALE_PLACES = [
+    "cross.in_proj_scale_weight",
+    "cross.in_proj_weight_scale",
+    "cross.in_proj_weight.scale_weight",
+    "cross.in_proj_weight.weight_scale",
+]
 
 
 @pytest.mark.parametrize("place", SCALE_PLACES)
@@ -201,7 +206,7 @@ def test_a_plain_model_is_not_taken_for_scail():
 
 def test_many_names_are_counted():
     state = {n: v for n, v in make_state().items() if not n.startswith("blocks.1.")}
-    assert "and 26 more" in refuse(state, r"32 missing: blocks\.1\.modulation")
+    assert "and 24 more" in refuse(state, r"32 missing: blocks\.1\.modulation")
 
 
 def test_ignore_takes_patterns_and_reports():
@@ -215,9 +220,11 @@ def test_ignore_takes_patterns_and_reports():
 @pytest.mark.parametrize(
     ("scale", "message"),
     [
-        (torch.tensor([float("nan")]), "not finite or negative: blocks.0.ffn.0.scale_weight"),
+        (torch.tensor([float("nan")]), "zero, negative or not finite: blocks.0.ffn.0.scale_weight"),
         (torch.tensor([float("inf")]), "not finite"),
         (torch.tensor([-1.0]), "negative"),
+        (torch.tensor(0.0), "zero"),
+        (torch.tensor([[1.0]] * 31 + [[0.0]]), "zero"),
         (torch.tensor([[1.0]] * 31 + [[float("nan")]]), "not finite"),
         (torch.ones(5), r"wrong shape: blocks\.0\.ffn\.0\.scale_weight \(5,\) for 32 rows"),
         (torch.ones(16), r"\(16,\) for 32 rows"),

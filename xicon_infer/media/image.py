@@ -11,6 +11,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,6 +56,11 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+
+
+_JPEG_SCAN = b"\xff\xda"
+_MAX_JPEG_SCANS = 200
+"""Encoders write about ten; a megabyte can hold thousands, which take hours."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +107,31 @@ def load_image(
     Raises:
         MediaError: MEDIA_NOT_FOUND, UNSUPPORTED_MEDIA, MEDIA_TOO_LARGE or MEDIA_CORRUPT.
     """
+    with open_image(path, limits=limits, field=field) as image:
+        return np.array(_plain_rgb(image))
+
+
+@contextmanager
+def open_image(
+    path: Path | str, *, limits: MediaLimits = DEFAULT_LIMITS, field: str = "image"
+) -> Iterator[Image.Image]:
+    """Yields an opened picture of which nothing is decoded yet; see `load_image`.
+
+    Raises:
+        MediaError: as `load_image`, also for damage that is met while it is used.
+    """
     kind = sniff(read_head(path, max_bytes=limits.max_image_bytes, field=field))
     if kind not in IMAGE_KINDS:
         refuse(path, kind, allowed="JPEG, PNG, WebP, BMP, GIF", field=field)
     try:
+        if kind == "JPEG" and Path(path).read_bytes().count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
+            raise ValueError("each of its scans makes the decoder pass over all pixels")
         with warnings.catch_warnings():
             # Damaged side information and large sizes; both are judged here instead.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=[kind]) as image:
                 _check_pixels(image, path, limits, field)
-                return np.array(_plain_rgb(image))
+                yield image
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(path, "far too many", limits, field) from error
     except _DAMAGE as error:

@@ -180,4 +180,5 @@ def _rhythm(times: list[Fraction], stated: Fraction | None) -> tuple[Fraction, b
         return min(max(average.limit_denominator(1001), low), high), True
     if stated and abs(stated / average - 1) < Fraction(1, 100):
         return stated, False
-    return average.limit_denominator(1001), False
+    # Two frames half an hour apart have a rate that would be rounded to nothing.
+    return max(average.limit_denominator(1001), _SANE_FPS[0]), False

@@ -2,15 +2,14 @@
 
 `open_checkpoint` reads names, shapes and dtypes without reading weights, and refuses what is not
 a whole checkpoint with a sentence that says what the file is instead. The format is told from the
-content: safetensors under any name, shards with an index, and PyTorch's `.pth`, `.pt` and `.bin`.
-PyTorch files are read with `weights_only=True`: a pickle that wants to run code is refused.
-Tensors stay views of the mapped file until something converts them.
+content: safetensors under any name, shards with an index, GGUF, and PyTorch's `.pth`, `.pt` and
+`.bin`. PyTorch files are read with `weights_only=True`: a pickle that wants to run code is refused.
+Tensors stay views of the mapped file until something converts them; GGUF blocks are dequantised.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import zipfile
 from collections.abc import Collection, Mapping
@@ -23,31 +22,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from xicon_infer.errors import WeightsError
+from xicon_infer.weights.gguf_file import (
+    GgufTensor,
+    dtype_of,
+    is_quantized,
+    read_gguf_header,
+    read_gguf_tensors,
+)
+from xicon_infer.weights.gguf_header import MAGIC
+from xicon_infer.weights.quantized import check_metadata, refuse_integers
+from xicon_infer.weights.safetensors_file import read_safetensors_header
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
-QUANTIZED_FORMATS = ("float8_e4m3fn", "float8_e5m2")
-"""Layer formats of ComfyUI's mixed-precision files that can be read."""
+BLOCK_DTYPE = torch.bfloat16
+"""What the blocks of GGUF files become unless the reader asks for another dtype."""
 
-_OTHER_FORMATS = (
-    (b"GGUF", "a GGUF file, which this reader does not take"),
-    (b"\x1f\x8b", "gzip-compressed, not a checkpoint. Unpack it."),
-)
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_OTHER_FORMATS = ((b"\x1f\x8b", "gzip-compressed, not a checkpoint. Unpack it."),)
 
 _NESTED = ("module", "state_dict", "model", "model_state", "generator_ema")
 """Entries under which training tools keep the tensors ("module": DeepSpeed, as SCAIL's file)."""
@@ -71,17 +62,26 @@ _PICKLE_ERRORS = (
 class Checkpoint:
     """An opened checkpoint: names, shapes, dtypes; the weights stay in the file.
 
-    metadata: of a safetensors file. files: tensor name -> file that holds it. loaded: tensors of
-    a PyTorch file, mapped where its format allows.
+    dtypes: of each tensor as `read_tensors` gives it. metadata: of a safetensors or GGUF file.
+    files: tensor name -> file that holds it. offsets: tensor name -> where its bytes start in that
+    file (safetensors). blocks: tensor name -> place and type of a GGUF file's tensors. loaded:
+    tensors of a PyTorch file, mapped where its format allows.
     """
 
     path: Path
-    format: Literal["safetensors", "torch"]
+    format: Literal["safetensors", "torch", "gguf"]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     metadata: dict[str, str]
     files: dict[str, Path] = field(repr=False)
+    offsets: dict[str, int] = field(repr=False, default_factory=dict)
+    blocks: dict[str, GgufTensor] = field(repr=False, default_factory=dict)
     loaded: dict[str, Tensor] = field(repr=False, default_factory=dict)
+
+    @property
+    def quantized(self) -> dict[str, str]:
+        """Returns tensor name -> GGUF type ("Q4_K") of the tensors that reading dequantises."""
+        return {name: b.type for name, b in self.blocks.items() if is_quantized(b.type)}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -96,19 +96,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     path = _choose_file(path)
     if path.name.endswith(INDEX_SUFFIX):
-        return _open_sharded(path)
-    kind = _tell_format(path)
-    if kind == "safetensors":
-        return _open_safetensors(path)
-    return _open_torch(path, is_zip=kind == "zip")
+        checkpoint = _open_sharded(path)
+    else:
+        kind = _tell_format(path)
+        if kind == "gguf":
+            checkpoint = _open_gguf(path)
+        elif kind == "safetensors":
+            checkpoint = _open_safetensors(path)
+        else:
+            checkpoint = _open_torch(path, is_zip=kind == "zip")
+    refuse_integers(path, checkpoint.dtypes)
+    return checkpoint
 
 
-def read_tensors(checkpoint: Checkpoint, names: Collection[str] | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    checkpoint: Checkpoint,
+    names: Collection[str] | None = None,
+    *,
+    dtype: torch.dtype = BLOCK_DTYPE,
+) -> dict[str, Tensor]:
     """Returns tensors by name, on the CPU, as stored; views of the mapped file where possible.
 
     Args:
         checkpoint: from `open_checkpoint`.
         names: which; None for all.
+        dtype: what the blocks of a GGUF file become, each dequantised in float32 and rounded
+            once. Nothing else is converted.
 
     Raises:
         WeightsError: a name is not in the file, or the file changed since it was opened.
@@ -119,6 +132,9 @@ def read_tensors(checkpoint: Checkpoint, names: Collection[str] | None = None) -
         raise WeightsError(f"{checkpoint.path}: holds no tensor {', '.join(sorted(unknown)[:8])}")
     if checkpoint.format == "torch":
         return {name: checkpoint.loaded[name] for name in wanted}
+    if checkpoint.format == "gguf":
+        blocks = {name: checkpoint.blocks[name] for name in wanted}
+        return read_gguf_tensors(checkpoint.path, blocks, dtype)
     by_file: dict[Path, list[str]] = {}
     for name in wanted:
         by_file.setdefault(checkpoint.files[name], []).append(name)
@@ -154,7 +170,7 @@ def _choose_file(path: Path) -> Path:
     return path
 
 
-def _tell_format(path: Path) -> Literal["safetensors", "zip", "pickle"]:
+def _tell_format(path: Path) -> Literal["safetensors", "gguf", "zip", "pickle"]:
     """Returns what a file looks like from its first bytes; refuses what is plainly something else.
 
     A safetensors file starts with the length of its header in 8 bytes, of which the last four are
@@ -169,6 +185,8 @@ def _tell_format(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         raise WeightsError(f"{path}: the file is empty. Fetch it again.")
     if head[4:9] == b"\0\0\0\0{":
         return "safetensors"
+    if head.startswith(MAGIC):
+        return "gguf"
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:8]):
         raise WeightsError(f"{path}: {_describe_text(head)}")
     for start, what in _OTHER_FORMATS:
@@ -200,100 +218,30 @@ def _describe_text(head: bytes) -> str:
 
 
 def _open_safetensors(path: Path) -> Checkpoint:
-    header, size = _read_header(path)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise WeightsError(f"{path}: damaged header: metadata is not an object")
-    if not header:
-        raise WeightsError(f"{path}: holds no tensors")
-    extents = sorted((*_check_entry(path, name, entry), name) for name, entry in header.items())
-    position = 0
-    for start, end, name in extents:
-        if end > size:
-            raise WeightsError(
-                f"{path}: incomplete: tensor {name} ends at byte {end} of the data, the file has "
-                f"{size}. Fetch it again."
-            )
-        if start != position:
-            raise WeightsError(f"{path}: damaged header: tensor {name} overlaps or leaves a gap")
-        position = end
-    if position != size:
-        raise WeightsError(f"{path}: damaged: {size - position} bytes after the last tensor")
-    _check_quantization(path, metadata)
+    header = read_safetensors_header(path)
+    check_metadata(path, header.metadata, header.dtypes)
     return Checkpoint(
         path=path,
         format="safetensors",
-        shapes={name: tuple(entry["shape"]) for name, entry in header.items()},
-        dtypes={name: _DTYPES[entry["dtype"]] for name, entry in header.items()},
-        metadata=metadata,
-        files=dict.fromkeys(header, path),
+        shapes=header.shapes,
+        dtypes=header.dtypes,
+        metadata=header.metadata,
+        files=dict.fromkeys(header.shapes, path),
+        offsets=header.offsets,
     )
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Returns the header of a safetensors file and the bytes of data behind it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise WeightsError(
-                f"{path}: not a safetensors file, or incomplete: {size} bytes, of which "
-                f"{length} should be header. Fetch it again."
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: damaged header: {error}") from error
-    if not isinstance(header, dict):
-        raise WeightsError(f"{path}: damaged header: not an object")
-    return header, size - 8 - length
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} occurs twice")
-    return dict(pairs)
-
-
-def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Returns where a tensor starts and ends in the data; refuses impossible entries."""
-    try:
-        dtype, shape = entry["dtype"], entry["shape"]
-        start, end = entry["data_offsets"]
-        counts = [*shape, start, end]
-    except (TypeError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged header: entry of tensor {name}: {error}") from error
-    if dtype not in _DTYPES:
-        raise WeightsError(
-            f"{path}: tensor {name} has dtype {dtype}, allowed: {', '.join(_DTYPES)}"
-        )
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise WeightsError(f"{path}: damaged header: tensor {name}: sizes {counts}")
-    if end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
-        raise WeightsError(
-            f"{path}: damaged header: tensor {name} of shape {shape} and dtype {dtype} cannot "
-            f"have {end - start} bytes"
-        )
-    return start, end
-
-
-def _check_quantization(path: Path, metadata: Mapping[str, str]) -> None:
-    """Refuses ComfyUI mixed-precision files with layers in other formats than fp8."""
-    if "_quantization_metadata" not in metadata:
-        return
-    try:
-        layers = json.loads(metadata["_quantization_metadata"])["layers"]
-        formats = {layer: settings["format"] for layer, settings in layers.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path}: unreadable quantisation metadata: {error}") from error
-    for layer, name in formats.items():
-        if name not in QUANTIZED_FORMATS:
-            raise WeightsError(
-                f"{path}: layer {layer} is quantised as {name}, allowed: "
-                f"{', '.join(QUANTIZED_FORMATS)}. Use another file of this model."
-            )
+def _open_gguf(path: Path) -> Checkpoint:
+    header = read_gguf_header(path)
+    return Checkpoint(
+        path=path,
+        format="gguf",
+        shapes={name: tensor.shape for name, tensor in header.tensors.items()},
+        dtypes={name: dtype_of(t.type, BLOCK_DTYPE) for name, t in header.tensors.items()},
+        metadata=header.metadata,
+        files=dict.fromkeys(header.tensors, path),
+        blocks=header.tensors,
+    )
 
 
 def _open_sharded(path: Path) -> Checkpoint:
@@ -326,6 +274,7 @@ def _open_sharded(path: Path) -> Checkpoint:
         dtypes={name: opened[file].dtypes[name] for name, file in shards.items()},
         metadata={k: v for part in opened.values() for k, v in part.metadata.items()},
         files=shards,
+        offsets={name: opened[file].offsets[name] for name, file in shards.items()},
     )
 
 

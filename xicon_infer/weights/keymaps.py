@@ -10,7 +10,6 @@ become one (`<layer>.scale_weight`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Literal
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from xicon_infer.errors import WeightsError
 from xicon_infer.ops.lora_keys import wan_module
-from xicon_infer.weights.checkpoint import QUANTIZED_FORMATS
+from xicon_infer.weights.quantized import MARKERS, check_layer_mark
 
 Naming = Literal["wan", "diffusers", "sat"]
 
@@ -28,9 +27,6 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
 
 OWN_PARTS = ("model.diffusion_model.",)
 """Prefixes under which a file with several models keeps this one; the rest is left out."""
-
-MARKERS = ("scaled_fp8", "comfy_quant", "input_scale", "scale_input")
-"""Last parts of names that say how a file was quantised, and hold no weight."""
 
 _SAT_BLOCK = r"transformer\.layers\.(\d+)\."
 _SAT_MIXIN = r"mixins\.adaln_layer\."
@@ -155,9 +151,10 @@ def to_vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a VAE's tensors under original names, from original or diffusers naming.
 
     Raises:
-        WeightsError: two names become one.
+        WeightsError: two names become one, or a layer is quantised in a format that cannot be
+            read.
     """
-    plain = strip_prefix(state)
+    plain = drop_markers(strip_prefix(state))
     if not any(name.startswith(("quant_conv.", "post_quant_conv.")) for name in plain):
         return plain
     renamed: dict[str, Tensor] = {}
@@ -195,7 +192,7 @@ def drop_markers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for original, tensor in state.items():
         name, leaf = original, original.rpartition(".")[2]
         if leaf == "comfy_quant":
-            _check_layer_format(name, tensor)
+            check_layer_mark(name, tensor)
         if leaf == "weight_scale":
             name = name.removesuffix("weight_scale") + "scale_weight"
         if name in kept:
@@ -203,16 +200,6 @@ def drop_markers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if leaf not in MARKERS:
             kept[name] = tensor
     return kept
-
-
-def _check_layer_format(name: str, tensor: Tensor) -> None:
-    try:
-        found = json.loads(bytes(tensor.flatten().tolist()))["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{name}: unreadable quantisation mark: {error!r}") from error
-    if found not in QUANTIZED_FORMATS:
-        allowed = ", ".join(QUANTIZED_FORMATS)
-        raise WeightsError(f"{name}: the layer is quantised as {found}, allowed: {allowed}")
 
 
 def _row_blocks(name: str, tensor: Tensor, count: int) -> tuple[Tensor, ...]:

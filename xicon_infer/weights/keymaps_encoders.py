@@ -14,19 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from xicon_infer.errors import WeightsError
+from xicon_infer.weights.keymaps import drop_markers, strip_prefix
+from xicon_infer.weights.quantized import dequantize_state
 
 State = Mapping[str, torch.Tensor]
 _Rename = Callable[[str], "tuple[str, ...] | None"]
 """Returns the new names of a tensor (none: ignored by name), or None if its name is unknown."""
 
-_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_SCALES = (".scale_weight", ".weight_scale")
-"""Two spellings of one thing: weight = fp8 * scale."""
-_QUANT_EXTRAS = (".scale_input", ".input_scale", ".comfy_quant")
-"""Activation scales and format notes beside a weight: of use to fp8 matrix products only."""
-
-_FILE_EXTRAS = ("scaled_fp8", "spiece_model")
-"""Comfy-Org's mark of a scaled file, and its tokenizer."""
+_TOKENIZER = "spiece_model"
+"""The tensor in which Comfy-Org's files bring the SentencePiece model, as bytes."""
 
 _T5_EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")
 _T5_NORM = "encoder.final_layer_norm.weight"
@@ -43,6 +39,23 @@ _T5_PARTS = {
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
 """Wan's name of a part of a block -> transformers'. All parts have a weight and no bias."""
+
+_GGUF_PARTS = {
+    "attn_norm": "norm1",
+    "attn_q": "attn.q",
+    "attn_k": "attn.k",
+    "attn_v": "attn.v",
+    "attn_o": "attn.o",
+    "attn_rel_b": "pos_embedding.embedding",
+    "ffn_norm": "norm2",
+    "ffn_gate": "ffn.gate.0",
+    "ffn_up": "ffn.fc1",
+    "ffn_down": "ffn.fc2",
+}
+"""llama.cpp's name of a part of a block -> Wan's.
+
+Source: city96/ComfyUI-GGUF: loader.py (T5_SD_MAP)
+"""
 
 _CLIP_TOP = {
     "visual.cls_embedding": "embeddings.class_embedding",
@@ -73,8 +86,9 @@ def map_text_encoder(
 ) -> dict[str, torch.Tensor]:
     """Returns the tensors of a UMT5 file under the names of transformers' UMT5EncoderModel.
 
-    Known are Wan's naming (Wan-AI, Kijai) and transformers' (Comfy-Org), each plain, fp8, or fp8
-    with scales. The embedding appears under its two names as one tensor.
+    Known are Wan's naming (Wan-AI, Kijai), transformers' (Comfy-Org), each plain, fp8, or fp8
+    with scales, and that of GGUF files (llama.cpp). The embedding appears under its two names as
+    one tensor.
 
     Args:
         state: name -> tensor, as the file has them.
@@ -84,10 +98,13 @@ def map_text_encoder(
         name -> tensor; loads with strict=True into `models.text.build_text_encoder`.
 
     Raises:
-        WeightsError: a name fits neither naming, or a weight is quantised in another way.
+        WeightsError: a name fits no naming, or a weight is quantised in another way.
     """
-    state = _dequantise(state, dtype, "text_encoder")
-    rename = _wan_text_name if "token_embedding.weight" in state else _transformers_text_name
+    state = _plain(state, dtype, "text_encoder")
+    if "token_embd.weight" in state:
+        rename: _Rename = _gguf_text_name
+    else:
+        rename = _wan_text_name if "token_embedding.weight" in state else _transformers_text_name
     return _rename_all(state, rename, "text_encoder", "umt5-xxl")
 
 
@@ -97,7 +114,7 @@ def sentencepiece_bytes(state: State) -> bytes | None:
     Args:
         state: name -> tensor; Comfy-Org's files have a uint8 tensor `spiece_model`.
     """
-    spiece = state.get("spiece_model")
+    spiece = state.get(_TOKENIZER)
     return None if spiece is None else spiece.cpu().numpy().tobytes()
 
 
@@ -118,7 +135,7 @@ def map_image_encoder(state: State, *, every_layer: bool = False) -> dict[str, t
     Raises:
         WeightsError: a name fits neither naming, or a weight is quantised in an unknown way.
     """
-    state = _dequantise(state, torch.bfloat16, "image_encoder")
+    state = _plain(state, torch.bfloat16, "image_encoder")
     if "visual.cls_embedding" in state:
         state = _unpack_official(state)
         rename = _official_image_name
@@ -141,6 +158,19 @@ def _wan_text_name(key: str) -> tuple[str, ...] | None:
     if match is None or match[2] not in _T5_PARTS:
         return None
     return (f"encoder.block.{match[1]}.{_T5_PARTS[match[2]]}.weight",)
+
+
+def _gguf_text_name(key: str) -> tuple[str, ...] | None:
+    if key == "token_embd.weight":
+        return _T5_EMBEDDING
+    if key == "enc.output_norm.weight":
+        return (_T5_NORM,)
+    if key.startswith("dec.") or key == "output.weight":  # the decoder of a whole T5
+        return ()
+    match = re.fullmatch(r"enc\.blk\.(\d+)\.(.+)\.weight", key)
+    if match is None or match[2] not in _GGUF_PARTS:
+        return None
+    return (f"encoder.block.{match[1]}.{_T5_PARTS[_GGUF_PARTS[match[2]]]}.weight",)
 
 
 def _transformers_text_name(key: str) -> tuple[str, ...] | None:
@@ -217,31 +247,23 @@ def _rename_all(
     return result
 
 
-def _dequantise(state: State, dtype: torch.dtype, field: str) -> dict[str, torch.Tensor]:
-    """Returns the state with plain floating-point weights and without what only quantisation needs.
+def _plain(state: State, dtype: torch.dtype, field: str) -> dict[str, torch.Tensor]:
+    """Returns the state with floating-point weights and without what only quantisation needs.
 
     Args:
-        state: name -> tensor.
+        state: name -> tensor, with or without a prefix.
         dtype: what fp8 weights become.
         field: what to call the file in an error.
 
     Raises:
-        WeightsError: a scale has no weight or fits none of its axes, or a weight is of a kind
-            that is not floating point.
+        WeightsError: a scale has no fp8 weight, is no positive number or fits no axis; or a weight
+            is of a kind that is not floating point.
 
     Source: Comfy-Org/ComfyUI: comfy/ops.py (scaled fp8)
     """
-    scales = {
-        key.rpartition(".")[0] + ".weight": tensor
-        for key, tensor in state.items()
-        if key.endswith(_SCALES)
-    }
-    weights = {
-        key: tensor
-        for key, tensor in state.items()
-        if key not in _FILE_EXTRAS and not key.endswith(_SCALES + _QUANT_EXTRAS)
-    }
-    _refuse(field, "scale without a weight", scales.keys() - weights.keys())
+    marked = {key: tensor for key, tensor in state.items() if key != _TOKENIZER}
+    weights = dequantize_state(drop_markers(strip_prefix(marked)), dtype, field)
+    _refuse(field, "scale without a weight", [k for k in weights if k.endswith(".scale_weight")])
     _refuse(
         field,
         "weight that is neither a float nor fp8",
@@ -251,22 +273,7 @@ def _dequantise(state: State, dtype: torch.dtype, field: str) -> dict[str, torch
             if not tensor.is_floating_point() and not key.endswith("position_ids")
         ],
     )
-    return {
-        key: _dequantised(key, tensor, scales.get(key), dtype) for key, tensor in weights.items()
-    }
-
-
-def _dequantised(
-    key: str, tensor: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    target = dtype if tensor.dtype in _FP8 else tensor.dtype
-    if scale is None:
-        return tensor.to(target)
-    if scale.numel() == 1:
-        scale = scale.reshape(())
-    elif scale.shape != (tensor.shape[0], 1):
-        _refuse(key, f"scale of shape {list(scale.shape)}, allowed: one number or one a row", [key])
-    return (tensor.float() * scale.float()).to(target)
+    return weights
 
 
 def _refuse(field: str, what: str, keys: Iterable[str]) -> None:

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from xicon_infer.errors import WeightsError
 from xicon_infer.ops.linear import FP8_DTYPES, dequantize, replace_linears
-
-_SHOWN = 6
-"""How many names of each kind an error lists."""
+from xicon_infer.weights.quantized import check_scales, find_scales, list_names
 
 DIT_FLOAT32 = (
     "patch_embedding",
@@ -77,7 +75,7 @@ class _Sorted(NamedTuple):
     """The tensors of a file: values, scales by the name of the tensor they scale, ignored."""
 
     values: dict[str, Tensor]
-    scales: dict[str, tuple[str, Tensor]]
+    scales: dict[str, Tensor]
     ignored: list[str]
 
 
@@ -111,21 +109,20 @@ def load_strict(
 
     Raises:
         WeightsError: a tensor is missing, left over, of the wrong shape or of an integer dtype; a
-            scale is not finite, negative or of the wrong shape; or a tensor of the module is not
-            part of its state and would stay without a value.
+            scale is not positive and finite, or of the wrong shape; or a tensor of the module is
+            not part of its state and would stay without a value.
     """
-    found = _sort(state, ignore)
-    _check_scales(name, found)
+    found = _sort(name, state, ignore)
     wanted = {
         key: value.dtype for key, value in found.values.items() if dtype_policy.keeps_fp8(key)
     }
     shapes = {
         key.removesuffix("weight") + "scale_weight": tuple(scale.shape) or (1,)
-        for key, (_, scale) in found.scales.items()
+        for key, scale in found.scales.items()
     }
     layers = set(replace_linears(module, wanted, shapes))
     stored = dict(found.values)
-    for key, (_, scale) in found.scales.items():
+    for key, scale in found.scales.items():
         layer = key.removesuffix(".weight")
         if layer in layers:
             stored[f"{layer}.scale_weight"] = scale.reshape(scale.shape or (1,))
@@ -136,61 +133,29 @@ def load_strict(
     left = [key for key, value in _all_tensors(module) if value.is_meta]
     if left:
         raise WeightsError(
-            f"{name}: {_list(left)} have no value and are in no file; make them after loading"
+            f"{name}: {list_names(left)} have no value and are in no file; make them after loading"
         )
     return LoadReport(tuple(sorted(layers)), tuple(sorted(dequantized)), tuple(found.ignored))
 
 
-def _sort(state: Mapping[str, Tensor], ignore: tuple[str, ...]) -> _Sorted:
+def _sort(name: str, state: Mapping[str, Tensor], ignore: tuple[str, ...]) -> _Sorted:
     """Returns values, scales and ignored names apart; a scale belongs to an fp8 tensor."""
     rest = {
         key: value
         for key, value in state.items()
         if not any(fnmatchcase(key, pattern) for pattern in ignore)
     }
-    scales: dict[str, tuple[str, Tensor]] = {}
-    for key, value in rest.items():
-        if value.dtype in FP8_DTYPES:
-            scale = next((name for name in _scale_names(key) if name in rest), None)
-            if scale is not None:
-                scales[key] = (scale, rest[scale])
-    used = {scale for scale, _ in scales.values()}
+    scales = find_scales({key: value.dtype for key, value in rest.items()})
+    check_scales(name, rest, scales)
+    used = set(scales.values())
     values = {key: value for key, value in rest.items() if key not in used}
-    return _Sorted(values, scales, [key for key in state if key not in rest])
-
-
-def _scale_names(key: str) -> tuple[str, ...]:
-    """Returns the names under which the scale of a tensor may be stored.
-
-    The last two are for parameters that are not called `weight`, as the packed `in_proj_weight`
-    of an attention layer.
-    """
-    names = [f"{key}.scale_weight"]
-    if key.endswith("weight"):
-        stem = key.removesuffix("weight")
-        names = [f"{stem}scale_weight", f"{stem}weight_scale", *names]
-    return tuple(names)
-
-
-def _check_scales(name: str, found: _Sorted) -> None:
-    odd, shaped = [], []
-    for key, (scale_name, scale) in found.scales.items():
-        rows = found.values[key].shape[0]
-        if scale.numel() != 1 and (scale.shape[0] != rows or scale.numel() != rows):
-            shaped.append(f"{scale_name} {tuple(scale.shape)} for {rows} rows")
-        elif not bool((scale.float().isfinite() & (scale >= 0)).all()):
-            odd.append(scale_name)
-    if shaped:
-        raise WeightsError(f"{name}: scales of a wrong shape: {_list(shaped)}")
-    if odd:
-        raise WeightsError(
-            f"{name}: scales that are not finite or negative: {_list(odd)}. The file is damaged."
-        )
+    found = {key: rest[scale] for key, scale in scales.items()}
+    return _Sorted(values, found, [key for key in state if key not in rest])
 
 
 def _convert(
     stored: Mapping[str, Tensor],
-    scales: Mapping[str, tuple[str, Tensor]],
+    scales: Mapping[str, Tensor],
     layers: set[str],
     policy: DtypePolicy,
     device: torch.device | str,
@@ -204,7 +169,7 @@ def _convert(
             tensors[key] = value.to(device, torch.float32 if leaf == "scale_weight" else None)
         elif value.dtype in FP8_DTYPES:
             dequantized.append(key)
-            scale = scales[key][1].to(device, torch.float32) if key in scales else None
+            scale = scales[key].to(device, torch.float32) if key in scales else None
             tensors[key] = dequantize(value.to(device), scale, policy.dtype_of(key))
         else:
             dtype = policy.dtype_of(key) if value.is_floating_point() else None
@@ -229,7 +194,7 @@ def _check_names(name: str, expected: Mapping[str, Tensor], tensors: Mapping[str
             if tensors[key].is_floating_point() != expected[key].is_floating_point()
         ],
     }
-    texts = [f"{len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
+    texts = [f"{len(keys)} {kind}: {list_names(keys)}" for kind, keys in problems.items() if keys]
     if texts:
         raise WeightsError(f"{name}: the file does not fit the model. {'; '.join(texts)}")
 
@@ -241,8 +206,3 @@ def _all_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 def _has_part(name: str, starts: tuple[str, ...]) -> bool:
     return any(part.startswith(starts) for part in name.split(".")) if starts else False
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
