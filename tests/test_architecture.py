@@ -23,6 +23,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "xicon_infer.ahead",
         "xicon_infer.sizes",
     ),
+    ("xicon_infer.settings",),
     (
         "xicon_infer.ops",
         "xicon_infer.media",
@@ -30,10 +31,20 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "xicon_infer.runtime",
         "xicon_infer.gpus",
     ),
+    ("xicon_infer.workflow",),
+    ("xicon_infer.request",),
+    ("xicon_infer.response",),
     ("xicon_infer.models", "xicon_infer.pose", "xicon_infer.sampling", "xicon_infer.weights"),
     ("pipelines",),
     ("xicon_infer.service",),
-    ("xicon_infer.console", "xicon_infer.doctor", "xicon_infer.weights_cli"),
+    ("xicon_infer.checks",),
+    (
+        "xicon_infer.console",
+        "xicon_infer.doctor",
+        "xicon_infer.weights_cli",
+        "xicon_infer.workflow_cli",
+        "xicon_infer.worker",
+    ),
     ("xicon_infer.run",),
 )
 ANYWHERE = ("xicon_infer",)  # the package itself: version and public names

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ import pytest
 from tests.cli_media import SIZE, fake_result, fake_run_job, write_image, write_video
 from tests.job_examples import pipeline_of
 from xicon_infer import errors
-from xicon_infer.job import Job, make_job
+from xicon_infer.job import Job
 from xicon_infer.job_field import PIPELINES, Field
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS
-from xicon_infer.job_flags import parse, run_parser
+from xicon_infer.job_flags import jobs_of, parse, run_parser
 from xicon_infer.run import main
 from xicon_infer.types import Progress, Result
 
@@ -95,7 +94,7 @@ def test_the_example_of_every_pipeline_parses() -> None:
         assert (program, sub) == ("xicon-infer", "run")
         options = parse(run_parser(), rest)
         assert options["pipeline"] == name
-        assert make_job(options).warnings == ()
+        assert jobs_of(options)[0].warnings == ()
 
 
 def test_reference_page_is_up_to_date() -> None:
@@ -124,6 +123,8 @@ def other_value(field: Field) -> tuple[list[str], Any]:
         return [flag if wanted else flag.replace("--", "--no-", 1)], wanted
     if field.name == "preset":
         return [flag, "bf16"], "bf16"
+    if field.kind == "path":
+        return [flag, __file__], Path(__file__)
     if field.kind == "choice":
         value = next(c for c in reversed(field.choices) if c != field.default_for(pipeline))
         return [flag, str(value)], value
@@ -172,45 +173,6 @@ def test_files_reach_the_job(words: list[str], folder: Path, tmp_path: Path) -> 
     assert (job.video, job.models_dir) == (folder / "pose.mp4", folder)
     assert job.output == tmp_path / "out.mp4"
     assert [(lora.name, lora.strength) for lora in job.loras] == [("a", 0.5), ("b", 1.0)]
-
-
-def dance_words(folder: Path, tmp_path: Path) -> list[str]:
-    return ["--video", str(folder / "pose.mp4"), "--output", str(tmp_path / "out.mp4"), *SIZE]
-
-
-def test_two_files_are_enough(folder: Path, tmp_path: Path) -> None:
-    spy = Spy()
-    words = [*dance_words(folder, tmp_path), "--image", str(folder / "ref.png"), "--quiet"]
-    assert main(words, run_job=spy) == 0
-    job = spy.jobs[0]
-    assert (job.pipeline, job.finds_poses, job.aligns, job.warnings) == ("scail", True, True, ())
-
-
-def test_options_of_finding_reach_the_job(folder: Path, tmp_path: Path) -> None:
-    spy = Spy()
-    model = tmp_path / "mine.pt"
-    model.write_bytes(b"x")
-    words = [*dance_words(folder, tmp_path), "--pipeline", "pose", "--quiet"]
-    words += ["--detector", str(model), "--tracker", "bytetrack", "--overlay", "--subject", "1"]
-    assert main(words, run_job=spy) == 0
-    job = spy.jobs[0]
-    assert (job.detector_path, job.tracker, job.overlay) == (model, "bytetrack", True)
-    assert (job.pipeline, job.subject, job.image, job.align) == ("pose", "1", None, "off")
-
-
-def test_pose_alone_dry_and_its_summary(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    words = [*dance_words(folder, tmp_path), "--pipeline", "pose"]
-    assert main([*words, "--dry-run"]) == 0
-    assert "pose_body" in capfd.readouterr().out
-
-    def run_job(job: Job, progress: Progress) -> Result:
-        return replace(fake_result(job.output), settings=job.settings())
-
-    assert main(words, run_job=run_job) == 0
-    assert "seed" not in capfd.readouterr().out
-    assert not modules_after([*words, "--dry-run"]) & {"torch", "onnxruntime", "ultralytics"}
 
 
 def test_help_says_who_reads_an_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,16 @@ from xicon_infer.job_values import Lora, check_value, refusal, shown
 from xicon_infer.sizes import SMALL_AREA
 from xicon_infer.types import latent_frames, pixel_frames
 
-__all__ = ["Job", "Lora", "Source", "check_files", "make_job", "refuse_unknown", "resolve_frames"]
+__all__ = [
+    "Job",
+    "Lora",
+    "Source",
+    "check_files",
+    "make_job",
+    "outputs_for",
+    "refuse_unknown",
+    "resolve_frames",
+]
 
 Source = Literal["cli", "request"]
 """Who asks: sizes are refused on the command line where a request repairs them."""
@@ -78,6 +87,21 @@ def make_job(
     check_together(resolved)
     warnings += without_effect(checked, resolved, table)
     return Job(**resolved, warnings=tuple(warnings))
+
+
+def outputs_for(output: Path, images: Sequence[Path]) -> list[Path]:
+    """Returns the video file of each of several references: the reference's name is added.
+
+    Args:
+        output: as asked for, as `out.mp4`.
+        images: the references; those of one name are numbered.
+    """
+    stems = [image.stem for image in images]
+    names = [
+        stem if stems.count(stem) == 1 else f"{stem}-{stems[: index + 1].count(stem)}"
+        for index, stem in enumerate(stems)
+    ]
+    return [output.with_name(f"{output.stem}.{name}{output.suffix}") for name in names]
 
 
 def refuse_unknown(given: Mapping[str, object], table: Mapping[str, Field], pipeline: str) -> None:

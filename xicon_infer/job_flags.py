@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from xicon_infer.errors import InvalidRequest
+from xicon_infer.job import Job, make_job, outputs_for
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, Field
+from xicon_infer.job_values import value_from_text
 
 COMMANDS = ("run", "doctor", "weights")
 GPU_HELP = "with --dry-run: plan the memory for this card, as 'RTX 4090' or '24GB'"
@@ -86,6 +89,32 @@ def parse(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
     return vars(namespace)
 
 
+def jobs_of(options: Mapping[str, Any]) -> list[Job]:
+    """Returns the jobs of a command: one, or one for each of several references.
+
+    Args:
+        options: as `parse` gives them.
+
+    Raises:
+        InvalidRequest: a value is wrong.
+    """
+    table = {option.name: option for option in FIELDS}
+    values = {
+        name: value_from_text(table[name], value) if isinstance(value, str) else value
+        for name, value in options.items()
+        if name in table and name != "image"
+    }
+    images = options.get("image", [])
+    if len(images) < 2:
+        return [make_job(values | ({"image": images[0]} if images else {}))]
+    first = make_job(values | {"image": images[0]})
+    paths = outputs_for(first.output, [Path(image) for image in images])
+    return [
+        make_job(values | {"image": image, "output": str(path)})
+        for image, path in zip(images, paths, strict=True)
+    ]
+
+
 def _flags(parser: Parser) -> list[str]:
     return [flag for action in parser._actions for flag in action.option_strings]
 
@@ -106,4 +135,5 @@ def _argument(option: Field) -> dict[str, Any]:
     if option.kind != "text" or option.pattern:  # a default prompt is too long to show
         text += default
     store = "append" if option.kind == "loras" else "store"
-    return {"dest": option.name, "action": store, "metavar": metavar, "help": text}
+    several = {"nargs": "+"} if option.name == "image" else {}
+    return {"dest": option.name, "action": store, "metavar": metavar, "help": text, **several}

@@ -19,12 +19,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from xicon_infer.errors import Cancelled, InvalidRequest, XiconError
-from xicon_infer.job import Job, check_files, make_job
-from xicon_infer.job_fields import FIELDS
-from xicon_infer.job_flags import parse, run_parser
-from xicon_infer.job_values import value_from_text
+from xicon_infer.job import Job, check_files
+from xicon_infer.job_flags import jobs_of, parse, run_parser
 from xicon_infer.runtime import debug_enabled, models_dirs
 from xicon_infer.types import Progress, Result, SilentProgress
 
@@ -74,15 +73,9 @@ def _command(words: list[str], run_job: RunJob | None) -> int:
 
 def _run(words: list[str], run_job: RunJob | None) -> int:
     options = parse(run_parser(), words)
-    table = {option.name: option for option in FIELDS}
-    job = make_job(
-        {
-            name: value_from_text(table[name], value) if isinstance(value, str) else value
-            for name, value in options.items()
-            if name in table
-        }
-    )
-    check_files(job)
+    jobs = jobs_of(options)
+    for job in jobs:
+        check_files(job)
     as_json = "json" in options
     if "gpu" in options and "dry_run" not in options:
         raise InvalidRequest("'gpu' needs --dry-run: it plans for a card", field="gpu")
@@ -90,19 +83,34 @@ def _run(words: list[str], run_job: RunJob | None) -> int:
         from pipelines.plan import make_plan
         from pipelines.plan_text import format_plan
 
-        plan = make_plan(job, search_dirs=models_dirs(job.models_dir), gpu=options.get("gpu"))
-        print(_json(asdict(plan)) if as_json else format_plan(plan))
+        plans = [
+            make_plan(job, search_dirs=models_dirs(job.models_dir), gpu=options.get("gpu"))
+            for job in jobs
+        ]
+        print(_json(_one_or_all(plans)) if as_json else "\n\n".join(map(format_plan, plans)))
         return 0
     if run_job is None:
-        from xicon_infer import service
+        from functools import partial
 
-        run_job = service.run_job
-    result = run_job(job, _progress(silent=as_json or "quiet" in options))
+        from xicon_infer import service
+        from xicon_infer.service_session import Session
+
+        run_job = partial(service.run_job, session=Session())
+    progress = _progress(silent=as_json or "quiet" in options)
+    results = []
+    for job in jobs:
+        results.append(run_job(job, progress))
+        if not as_json and "quiet" not in options:
+            print(_summary(results[-1]), flush=True)
     if as_json:
-        print(_json(asdict(result)))
-    elif "quiet" not in options:
-        print(_summary(result))
+        print(_json(_one_or_all(results)))
     return 0
+
+
+def _one_or_all(found: Sequence[Any]) -> Any:
+    """Returns the value of one job as it is, of several as a list."""
+    plain = [asdict(value) for value in found]
+    return plain[0] if len(plain) == 1 else plain
 
 
 def _progress(*, silent: bool) -> Progress:

@@ -105,7 +105,7 @@ def test_a_video_preset_has_one_file_of_each_component(pipeline):
         wanted = set(COMPONENTS)
         if pipeline == "wan_t2v":
             wanted.remove("image_encoder")
-        if preset == "1.3b" or preset.startswith("flf2v"):
+        if preset == "1.3b":
             wanted.remove("lora")
         assert components == ([] if preset == "tiny" else sorted(wanted)), preset
 
