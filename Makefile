@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 OUT ?= outputs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check parity docs clean
+.PHONY: help demo demo-all test lint types check parity docs clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,22 @@ demo: $(VENV)/.installed  ## animate the example character with a real dance (ab
 		--image examples/character.png --track examples/dance_fullbody.npz \
 		--width 256 --height 448 --max-frames 97 --seed 1 \
 		--sheet --pose-preview --overwrite --output $(OUT)/demo.mp4
+
+demo-all: demo  ## the demo, and one short video of every other pipeline (a few minutes on a CPU)
+	$(BIN)/python -m xicon_infer.run --pipeline steady_dancer --preset tiny \
+		--image examples/character.png --track examples/dance_fullbody.npz \
+		--width 192 --height 336 --max-frames 17 --condition-guide-scale 1 --seed 1 \
+		--sheet --pose-preview --overwrite --output $(OUT)/steady_dancer.mp4
+	$(BIN)/python -m xicon_infer.run --pipeline wan_i2v --preset tiny \
+		--image examples/character.png --prompt "she waves" \
+		--width 192 --height 336 --num-frames 17 --seed 1 \
+		--sheet --overwrite --output $(OUT)/wan_i2v.mp4
+	$(BIN)/python -m xicon_infer.run --pipeline wan_t2v --preset tiny \
+		--prompt "a red fox in the snow" --width 336 --height 192 --num-frames 17 --seed 1 \
+		--sheet --overwrite --output $(OUT)/wan_t2v.mp4
+	$(BIN)/python -m xicon_infer.run --pipeline pose \
+		--track examples/dance_fullbody.npz --width 256 --height 448 --max-frames 49 \
+		--sheet --overwrite --output $(OUT)/pose.mp4
 
 test: $(VENV)/.installed  ## run every test that needs no GPU, network or real weights
 	$(BIN)/python -m pytest

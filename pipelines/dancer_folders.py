@@ -86,7 +86,8 @@ def read_pose_folder(
             )
         frames[index] = shrink(picture, size)
         progress.step(index + 1, len(chosen), "frame")
-    progress.warn(f"{folder.name}: {len(chosen)} of {len(paths)} pictures are used.")
+    if len(chosen) < len(paths):
+        progress.warn(f"{folder.name}: {len(chosen)} of {len(paths)} pictures are used.")
     return Clip(frames, fps)
 
 

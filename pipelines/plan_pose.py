@@ -82,10 +82,11 @@ def pose_stages(job: Job, num_frames: int) -> tuple[StagePlan, ...]:
 
     Counted are as many persons as are drawn, and the reference where the motion is fitted to it.
     """
-    if not job.finds_poses:
+    if not job.finds_poses and not job.aligns:
         return ()
-    looked_at = num_frames + job.aligns
-    people = num_frames * job.persons
+    frames = num_frames if job.finds_poses else 0
+    looked_at = frames + job.aligns
+    people = frames * job.persons
     detecting, parameters = (0, 0)
     if job.detector_path is None:
         detecting, parameters = formulas_pose.detector_cost(job.detector)
@@ -122,7 +123,7 @@ def pose_notes(job: Job) -> tuple[str, ...]:
 
 def pose_files(job: Job, search_dirs: Sequence[Path]) -> list[FilePlan]:
     """Returns the files of the pose networks that the job needs, present and missing."""
-    if not job.finds_poses:
+    if not job.finds_poses and not job.aligns:
         return []
     names: list[str] = [job.body_network, job.keypoint_model]
     found = []

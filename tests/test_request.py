@@ -34,8 +34,6 @@ FOUND = read_cases(CASES)
 
 @pytest.mark.parametrize("case", FOUND, ids=[case["id"] for case in FOUND])
 def test_case_of_the_contract(case):
-    if "workflow" in case["id"]:
-        pytest.importorskip("xicon_infer.workflow")
     assert replay(case) == ""
 
 

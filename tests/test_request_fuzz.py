@@ -15,6 +15,7 @@ from tests.serving.requests import FLAT, LEAST, LORAS, NESTED
 from xicon_infer.job import make_job
 from xicon_infer.request import RequestContext, RequestError, parse_request, to_job_values
 from xicon_infer.request_fields import FLAT_KEYS, OUTPUT_FIELDS, REQUEST_FIELDS
+from xicon_infer.request_values import value_text
 from xicon_infer.response import dry_run_answer, failure, json_bytes
 from xicon_infer.response_codes import CODES, WARNINGS
 from xicon_infer.settings import read_settings
@@ -48,7 +49,9 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-KEYS = st.sampled_from([*NAMES, *FLAT_KEYS, "images", "videos", "action"]) | st.text(max_size=8)
+KEYS = st.sampled_from([*NAMES, *FLAT_KEYS, "images", "videos", "action", "workflow"]) | st.text(
+    max_size=8
+)
 FORMS = st.sampled_from([*LEAST.values(), FLAT, NESTED, {}])
 
 
@@ -80,7 +83,7 @@ def test_any_input(value):
 
 @given(FORMS, st.dictionaries(KEYS, JSON, max_size=5))
 @settings(
-    max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 def test_any_value_of_any_field(form, fields):
     judge({"id": "job", "input": {**form, **fields}})
@@ -114,7 +117,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("name", [*NAMES, *FLAT_KEYS, "images", "videos", "action", "unknown"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, *FLAT_KEYS, "images", "videos", "action", "workflow", "unknown"]
+)
 def test_hostile_values_of_every_field(name):
     for value in HOSTILE:
         for form in (*LEAST.values(), FLAT, NESTED):
@@ -127,7 +132,7 @@ def test_hostile_values_of_the_output(name):
         judge({"input": {**LEAST["scail"], "output": {name: value}}})
 
 
-@pytest.mark.parametrize("name", [*NAMES, *FLAT_KEYS, "images", "videos", "action"])
+@pytest.mark.parametrize("name", [*NAMES, *FLAT_KEYS, "images", "videos", "action", "workflow"])
 def test_no_message_has_more_than_64_characters_of_a_value(name):
     text = MARK * 200
     values = [
@@ -154,13 +159,13 @@ def judge_strictly(fields: dict[str, Any]) -> None:
     parse_request({"input": fields}, read_settings({"XICON_STRICT_INPUT": "1"}), CONTEXT)
 
 
-def test_ten_thousand_broken_requests():
+def test_thousands_of_broken_requests():
     chance = random.Random(3)
     good = [*LEAST.values(), FLAT, NESTED]
-    for _ in range(10_000):
+    for _ in range(3_000):
         fields = copy.deepcopy(chance.choice(good))
         for _ in range(chance.randint(1, 3)):
             name = chance.choice([*NAMES, *fields])
             fields[name] = chance.choice([*HOSTILE[3:], None, "", 0, -1, [], {}, "auto"])
-        event = {"input": fields if chance.random() < 0.9 else str(fields)}
+        event = {"input": fields if chance.random() < 0.9 else value_text(fields)}
         judge(event)

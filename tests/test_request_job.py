@@ -220,6 +220,9 @@ def test_loras():
     assert names(profile="quality") == []
     assert names(loras=[{"name": I2V_LORA}, mine]) == [I2V_LORA, LORAS[0]]
     assert names(loras=[{"name": more[1]}]) == [more[1]]
+    assert names(loras=[mine] * 4) == [LORAS[0]] * 4
+    assert adapted(parse(scail(loras=[mine] * 4))) == [("VALUE_ADAPTED", "loras")]
+    assert adapted(parse(scail(loras=[mine] * 4, profile="quality"))) == []
     assert names(loras=[mine], env={"XICON_PRESET": "tiny"}) == [LORAS[0]]
     assert names(env={"XICON_PRESET": "tiny"}) == []
 

@@ -128,6 +128,10 @@ def test_a_saved_motion_drives_without_networks(tmp_path, models, character, dri
     )
     assert again.num_frames == 9
     assert "load pose models" not in [stage.name for stage in again.stages]
+    assert again.pose["drawing"]["alignment"] == {}
+    values = {"track": track, "output": tmp_path / "c.mp4", "pose_align": "auto"}
+    fitted = run_job(dancing(tmp_path, models, character, **values), SilentProgress())
+    assert fitted.pose["drawing"]["alignment"], "fitted to the reference on request"
 
 
 @pytest.mark.parametrize(

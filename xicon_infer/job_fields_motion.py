@@ -37,7 +37,8 @@ _CACHE_HELP = "keep found poses, and use them again for the same video and optio
 _KEYPOINT_HELP = "network for keypoints; dwpose is what the authors of SteadyDancer used"
 _FIT_HELP = (
     "how the motion is fitted to the reference; auto: by the bones that both show; official: as "
-    "the authors, with the first frame and every bone; off: as it is. Off without a driving video"
+    "the authors, with the first frame and every bone; off: as it is. By default off "
+    "for a saved motion"
 )
 _STYLE_HELP = "how the pose is drawn: as the authors of SteadyDancer or as the ComfyUI nodes"
 

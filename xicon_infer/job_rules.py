@@ -192,7 +192,7 @@ def _motion_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
         (drawn, rendered, "with a pose video, which is drawn already"),
         (followed, not found, given),
         (("align",), not found and values["align"] != "off", given),
-        (("pose_align",), not found and values["pose_align"] != "off", given),
+        (("pose_align",), rendered and values["pose_align"] != "off", given),
         (("video",), unseen and silent, "when neither its sound nor its fps is used"),
         (("audio",), values["video"] is None and not rendered, "without a video"),
         (("image",), values["pipeline"] == "pose" and not fitted, "without alignment"),

@@ -137,9 +137,13 @@ class Job:
 
     @property
     def aligns(self) -> bool:
-        """True if the found motion is fitted to the reference, whose pose is found as well."""
-        how = self.pose_align if self.pipeline == "steady_dancer" else self.align
-        return self.finds_poses and self.image is not None and how != "off"
+        """True if the motion is fitted to the reference, whose pose is found for that.
+
+        Pipeline steady_dancer fits a saved motion too, if asked to.
+        """
+        if self.pipeline == "steady_dancer":
+            return self.pose_video is None and self.pose_align != "off"
+        return self.finds_poses and self.image is not None and self.align != "off"
 
     @property
     def body_network(self) -> Literal["nlf", "rtmw3d", "none"]:

@@ -24,7 +24,7 @@ from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
 from xicon_infer.service_inputs import motion_selection, read_drawn_pose, read_motion
 from xicon_infer.service_options import dancer_options, fitted_tiles
 from xicon_infer.service_outputs import Made, driving_row, write_outputs
-from xicon_infer.service_pose import Motion, find_character, find_persons
+from xicon_infer.service_pose import LazyModels, Motion, find_character, find_persons
 from xicon_infer.service_session import Session
 from xicon_infer.sizes import choose_size
 from xicon_infer.types import Clip, Progress, Result, SilentProgress, Track, UInt8Array
@@ -137,13 +137,15 @@ def _drawn_poses(
 ) -> tuple[PoseVideos, Motion | None, dict[str, Any]]:
     """Returns poses drawn from a motion that is given (tracks), or found in the driving video."""
     motion, character, report, driving_fps = None, None, {}, None
+    networks = LazyModels(job, recorder)
     if tracks is None:
         found = find_persons(job, recorder)
         motion = Motion(found.tracks, found.tracks, found.report)
         tracks, report, driving_fps = found.tracks, dict(found.report), found.source_fps
-        if job.aligns:
-            with recorder.stage("find the character"):
-                character = find_character(job, reference, found.networks)
+        networks = found.networks
+    if job.aligns:
+        with recorder.stage("find the character"):
+            character = find_character(job, reference, networks)
     if not job.draw_hands:
         tracks = [without_hands(track) for track in tracks]
     frames, _ = resolve_frames(len(tracks[0].pose.keypoints), options.num_frames)
