@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the file, at least 1")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--rounds", type=int, default=7, help="timed turns of each candidate")
+    parser.add_argument("--rounds", type=int, default=5, help="timed turns of each candidate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; the system's if unset")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")

@@ -64,7 +64,7 @@ Booleans are `true` and `false` alone.
 
 - Profile `quality` has 40 steps (wan_t2v 50) and cfg {QUALITY_CFG:g}, and no step-distill LoRA.
 - In profile `fast` the step-distill LoRA of the mode is added to `loras`, unless one of them is a
-  distillation by its name (it holds `distill` or `lightx2v`).
+  distillation by its name (it holds `distill` or `lightx2v`), or there are four already.
 - `video_resize` resize and pad both keep the whole picture; stretch needs `pose_video`.
 - `shift` below 0.01 and `context_overlap` below 4 cannot be computed and are raised to these, with
   the warning VALUE_ADAPTED.

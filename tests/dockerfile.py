@@ -105,7 +105,7 @@ def stages(text: str) -> list[Stage]:
 
 
 def chain(text: str, name: str | None = None) -> list[Instruction]:
-    """Returns the instructions that make a stage, those of its bases first; the last one's if None."""
+    """Returns what makes a stage, its bases first; the last stage if None."""
     every = {stage.name: stage for stage in stages(text)}
     stage = every[name] if name else list(every.values())[-1]
     before = chain(text, stage.base) if stage.base in every else []
@@ -140,7 +140,9 @@ def _argument_problems(text: str) -> Iterator[str]:
                 yield f"line {step.line}: {step.word} {name} looks like a secret"
         if step.word == "ARG":
             name = re.match(r"\w+", step.text)[0]
-            later = "\n".join(f"{' '.join(s.flags)} {s.text}" for s in _until_from(every[number + 1 :]))
+            later = "\n".join(
+                f"{' '.join(s.flags)} {s.text}" for s in _until_from(every[number + 1 :])
+            )
             if name not in VARIABLE.findall(later):
                 yield f"line {step.line}: ARG {name} is not used in its stage"
 

@@ -27,8 +27,9 @@ _SIDE = 256
 # A network of one convolution that convolves a 3 x 3 picture with itself: the sum of its squares.
 # A network file needs no weights then. tests/test_checks_probes.py writes the same with onnx.
 ONNX_CONV = bytes.fromhex(
-    "0808120478696e633a520a100a01780a017812017922"
-    "04436f6e761206736d616c6c5a1b0a01781216"
+    "08083a4e0a0f0a01780a01781201792204436f6e761201675a1b0a017812160a14080112100a0208"
+    "010a0208010a0208030a020803621b0a017912160a14080112100a0208010a0208010a0208010a02"
+    "080142040a00100d"
 )
 _SUM_OF_SQUARES = 9.0
 
@@ -54,16 +55,18 @@ class GpuFacts:
 class Probes:
     """The questions. Each may raise OSError, RuntimeError, ImportError or an `XiconError`.
 
-    nvidia_smi: seconds it may take -> one line per GPU, "name, driver". gpu: the first GPU; raises
-    `BackendUnavailable` without one. matmul: multiplies in bfloat16 on the GPU and checks the
-    result. attention: kernel and why it does not run, "" if it does, fastest first. fp8: likewise
-    the ways to multiply. onnx: on which device onnxruntime finds poses, and why not on the GPU.
-    requirements: "name>=version" of the package. version: of a package, "" if it is absent.
-    free_bytes: of the disk of a folder. write: makes, reads and removes a file in a folder.
-    video: opens a video and decodes a frame; returns what it is.
+    nvidia_smi: seconds it may take -> one line per GPU, "name, driver". built_for: the CUDA
+    version of PyTorch, "" without. gpu: the first GPU; raises `BackendUnavailable` without one.
+    matmul: multiplies in bfloat16 on the GPU and checks the result. attention: kernel and why it
+    does not run, "" if it does, fastest first. fp8: likewise the ways to multiply. onnx: on which
+    device onnxruntime finds poses, and why not on the GPU. requirements: "name>=version" of the
+    package. version: of a package, "" if it is absent. free_bytes: of the disk of a folder. write:
+    makes, reads and removes a file in a folder. video: opens a video and decodes a frame; returns
+    what it is.
     """
 
     nvidia_smi: Callable[[float], str]
+    built_for: Callable[[], str]
     gpu: Callable[[], GpuFacts]
     matmul: Callable[[], None]
     attention: Callable[[], Sequence[tuple[str, str]]]
@@ -100,6 +103,13 @@ def run_nvidia_smi(limit_s: float) -> str:
     return output
 
 
+def torch_cuda() -> str:
+    """Returns the CUDA version that PyTorch was built for, "" for a build without CUDA."""
+    import torch
+
+    return torch.version.cuda or ""
+
+
 def gpu_facts() -> GpuFacts:
     """Returns what PyTorch and the first GPU are.
 
@@ -112,12 +122,13 @@ def gpu_facts() -> GpuFacts:
     if not torch.cuda.is_available():
         why = f"is built for CUDA {built} and sees no GPU" if built else "is built without CUDA"
         raise BackendUnavailable(f"PyTorch {torch.__version__} {why}")
+    cudnn: Any = torch.backends.cudnn
     properties = torch.cuda.get_device_properties(0)
     free, total = torch.cuda.mem_get_info(0)
     return GpuFacts(
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         cuda=str(built),
-        cudnn=torch.backends.cudnn.version() or 0,
+        cudnn=int(cudnn.version() or 0),
         name=properties.name,
         capability=(properties.major, properties.minor),
         total_bytes=total,
@@ -250,6 +261,7 @@ def video_facts(path: Path) -> str:
 
 REAL = Probes(
     nvidia_smi=run_nvidia_smi,
+    built_for=torch_cuda,
     gpu=gpu_facts,
     matmul=multiply,
     attention=attention_kernels,

@@ -1,306 +1,138 @@
 """`xicon-infer doctor`: what this machine can run, and why it cannot run the rest.
 
-Every optional package may be absent; each check says what it found or the reason it found
-nothing. Exit code 0 if the tiny preset can run, else 6.
+    doctor               everything; exit code 0 if the tiny preset can run, else 6
+    doctor --worker      only the checks that a worker makes when it starts; 6 if one fails
+    doctor --selftest    what this device computes against the CPU in float64; 6 if one is off
+    doctor --parity      besides, the reference outputs of a source checkout, replayed on the CPU
+
+On a terminal the report is a table, elsewhere plain lines; `--json` prints an object.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import platform
-import re
-import shutil
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from xicon_infer.checks import needs_of, run_checks
+from xicon_infer.checks_probes import REAL, Probes
+from xicon_infer.doctor_findings import Finding as Finding
+from xicon_infer.doctor_findings import examine as examine
+from xicon_infer.doctor_findings import of_check, tiny_can_run
+from xicon_infer.doctor_text import Number, format_findings, format_numbers, show
 from xicon_infer.job_flags import Parser, parse
 from xicon_infer.runtime import models_dirs
-from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest, presets
-from xicon_infer.weights.places import existing, find_all
-
-State = Literal["ok", "absent", "problem"]
-"""ok: usable. absent: optional and not there. problem: needed or harmful."""
+from xicon_infer.settings import InvalidSettings, read_settings
 
 _DEVICE_EXIT_CODE = 6
 
-# (module, distribution): what the tiny preset imports, and what some options import.
-_NEEDED = (
-    ("numpy", "numpy"),
-    ("av", "av"),
-    ("PIL", "pillow"),
-    ("cv2", "opencv-python-headless"),
-    ("safetensors", "safetensors"),
-    ("tokenizers", "tokenizers"),
-    ("transformers", "transformers"),
-    ("ftfy", "ftfy"),
-    ("rich", "rich"),
-)
-_OPTIONAL = (
-    ("xformers", "xformers"),
-    ("flash_attn", "flash-attn"),
-    ("flash_attn_interface", "flash-attn-3"),
-    ("sentencepiece", "sentencepiece"),
-)
-_CUDA_PROVIDER = "CUDAExecutionProvider"
-_LEAST_FREE_BYTES = 2 * 10**9
-_GIGA = 1e9
 
-# torch 2.9 sends half-precision 3-D convolutions to a kernel that is 10 to 20 times slower and
-# needs several times the memory, unless cuDNN is at least 9.15 (pytorch/pytorch issue 166122).
-_FIRST_SLOW_TORCH = (2, 9)
-_LEAST_CUDNN = 91500
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    needed: the tiny preset cannot run without it.
-    """
-
-    group: str
-    name: str
-    state: State
-    text: str
-    needed: bool = False
-
-
-def main(argv: Sequence[str]) -> int:
+def main(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None, probes: Probes = REAL
+) -> int:
     """Prints the report and returns the exit code.
 
     Args:
-        argv: --json, --models-dir PATH, --debug.
+        argv: the words after `doctor`.
+        env: environment variables with the settings of the worker; none, so the defaults, if None.
+        probes: how the machine is looked at.
 
     Raises:
         InvalidRequest: an unknown option.
+        XiconError: what was asked for cannot be done here.
     """
-    parser = Parser(prog="xicon-infer doctor", description="Say what this machine can run.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--models-dir", metavar="PATH", type=Path, help="folder with weights")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parse(parser, argv)
-    findings = examine(models_dirs(options.get("models_dir")))
+    options = parse(_parser(), argv)
+    if "selftest" in options or "parity" in options:
+        return _compute(options)
+    searched = models_dirs(options.get("models_dir"))
+    worker = _worker_findings(env or {}, searched, probes, strict="worker" in options)
+    healthy = not any(finding.state == "problem" for finding in worker)
+    if "worker" in options:
+        _print(options, {"worker_can_start": healthy, "findings": _plain(worker)}, worker)
+        return 0 if healthy else _DEVICE_EXIT_CODE
+    findings = [*examine(searched), *worker]
     ready = tiny_can_run(findings)
-    if "json" in options:
-        report = {"tiny_can_run": ready, "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(report, indent=2))
-    else:
-        print(format_report(findings))
+    report = {"tiny_can_run": ready, "worker_can_start": healthy, "findings": _plain(findings)}
+    _print(options, report, findings)
     return 0 if ready else _DEVICE_EXIT_CODE
 
 
-def examine(search_dirs: Sequence[Path]) -> list[Finding]:
-    """Returns everything that was found.
-
-    Args:
-        search_dirs: folders with weights.
-    """
-    findings = [_python(), *_packages()]
-    findings += _torch()
-    findings += _video()
-    findings += _pose(findings)
-    findings += _weights(search_dirs)
-    findings.append(_disk(Path.cwd()))
-    return findings
-
-
-def tiny_can_run(findings: Sequence[Finding]) -> bool:
-    """Returns True if nothing that the tiny preset needs is missing."""
-    return all(finding.state == "ok" for finding in findings if finding.needed)
+def _parser() -> Parser:
+    parser = Parser(prog="xicon-infer doctor", description="Say what this machine can run.")
+    add = parser.add_argument
+    add("--json", action="store_true", help="print JSON")
+    add("--models-dir", metavar="PATH", type=Path, help="folder with weights")
+    add("--worker", action="store_true", help="only what a worker checks when it starts")
+    add("--selftest", action="store_true", help="compare this device with the CPU in float64")
+    add("--parity", action="store_true", help="also replay reference outputs; needs the source")
+    add("--golden", metavar="PATH", type=Path, help="folder of reference outputs for --parity")
+    add(
+        "--device", metavar="{auto,cuda,cpu}", choices=("auto", "cuda", "cpu"), help="to compute on"
+    )
+    add("--dtype", metavar="{auto,bf16,fp16,fp32}", choices=("auto", "bf16", "fp16", "fp32"))
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 def format_report(findings: Sequence[Finding]) -> str:
-    """Returns the report as text, grouped."""
-    lines = []
-    for group, members in itertools.groupby(findings, key=lambda finding: finding.group):
-        lines.append(group)
-        lines += [f"  {f.state:<8} {f.name:<24} {f.text}".rstrip() for f in members]
-    verdict = "can" if tiny_can_run(findings) else "CANNOT"
-    return "\n".join([*lines, f"The tiny preset {verdict} run here."])
+    """Returns the report as plain text, grouped, with the verdict."""
+    return "\n".join([*format_findings(findings), _verdict(findings)])
 
 
-def conv3d_trap(torch_version: str, cudnn_version: int) -> str:
-    """Returns why 3-D convolutions in half precision would be slow or wrong here, or "".
-
-    Args:
-        torch_version: as "2.9.1+cu130".
-        cudnn_version: as 91500 for 9.15.
-    """
-    numbers = re.match(r"(\d+)\.(\d+)", torch_version)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-    if version < _FIRST_SLOW_TORCH or cudnn_version >= _LEAST_CUDNN:
-        return ""
-    return (
-        f"torch {torch_version} with cuDNN {cudnn_version} decodes video 10 to 20 times slower; "
-        f"install cuDNN {_LEAST_CUDNN} or newer"
-    )
+def _verdict(findings: Sequence[Finding]) -> str:
+    if not any(finding.needed for finding in findings):
+        failed = any(finding.state == "problem" for finding in findings)
+        return f"A worker {'CANNOT' if failed else 'can'} start here."
+    return f"The tiny preset {'can' if tiny_can_run(findings) else 'CANNOT'} run here."
 
 
-def _python() -> Finding:
-    version = platform.python_version()
-    text = f"{version} on {platform.system()} {platform.machine()}"
-    state: State = "ok" if sys.version_info >= (3, 10) else "problem"
-    return Finding("python", "python", state, text, needed=True)
-
-
-def _packages() -> list[Finding]:
-    return [_package(module, name, needed=True) for module, name in _NEEDED] + [
-        _package(module, name, needed=False) for module, name in _OPTIONAL
-    ]
-
-
-def _package(module: str, name: str, *, needed: bool, group: str = "packages") -> Finding:
+def _worker_findings(
+    env: Mapping[str, str], searched: Sequence[Path], probes: Probes, *, strict: bool
+) -> list[Finding]:
+    """Returns the checks of a worker's start; without `strict` a GPU may be absent."""
     try:
-        if find_spec(module) is not None:
-            return Finding(group, name, "ok", metadata.version(name), needed)
-        text = "not installed"
-    except metadata.PackageNotFoundError:
-        return Finding(group, name, "ok", "unknown version", needed)
-    except (ImportError, OSError, ValueError) as error:
-        text = f"cannot be found: {_first_line(error)}"
-    return Finding(group, name, "problem" if needed else "absent", text, needed)
+        settings = read_settings(env)
+    except InvalidSettings as error:
+        wrong = "; ".join(error.errors)
+        return [Finding("worker", "settings", "problem", wrong, fix="docs: .env.example")]
+    needs = needs_of(settings, searched, gpu=None if strict else False)
+    return [of_check(result) for result in run_checks(needs, probes=probes)]
 
 
-def _load(module: str) -> tuple[Any, str]:
-    """Returns the module, or None and why it cannot be imported."""
-    try:
-        return import_module(module), ""
-    # A package built for another torch, CUDA or numpy fails in any of these ways.
-    except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
-        return None, f"cannot be imported: {_first_line(error)}"
+def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [asdict(finding) for finding in findings]
 
 
-def _torch() -> list[Finding]:
-    torch, reason = _load("torch")
-    if torch is None:
-        return [Finding("torch", "torch", "problem", reason, needed=True)]
-    findings = [Finding("torch", "torch", "ok", torch.__version__, needed=True)]
-    if torch.cuda.is_available():
-        findings += _cuda(torch)
+def _print(options: Mapping[str, Any], report: dict[str, Any], findings: Sequence[Finding]) -> None:
+    if "json" in options:
+        print(json.dumps(report, indent=2))
+    elif sys.stdout.isatty():
+        show(findings)
+        print(_verdict(findings))
     else:
-        built = torch.version.cuda or "without CUDA"
-        text = f"no GPU (torch is built {'for CUDA ' if torch.version.cuda else ''}{built})"
-        findings.append(Finding("torch", "cuda", "absent", text))
-    return findings + _attention()
+        print(format_report(findings))
 
 
-def _cuda(torch: Any) -> list[Finding]:
-    cudnn = torch.backends.cudnn.version() or 0
-    trap = conv3d_trap(torch.__version__, cudnn)
-    findings = [
-        Finding("torch", "cuda", "ok", str(torch.version.cuda)),
-        Finding("torch", "cudnn", "problem" if trap else "ok", trap or str(cudnn)),
-    ]
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        memory = f"{gpu.total_memory / _GIGA:.0f} GB"
-        text = f"{gpu.name}, {memory}, capability {gpu.major}.{gpu.minor}"
-        findings.append(Finding("torch", f"gpu {index}", "ok", text))
-    return findings
+def _compute(options: Mapping[str, Any]) -> int:
+    """Prints what was computed, how far off it is, and what was allowed."""
+    from xicon_infer.doctor_selftest import pick, self_test
 
+    device, dtype = pick(options.get("device", "auto"), options.get("dtype", "auto"))
+    numbers: list[Number] = []
+    if "parity" in options:
+        from xicon_infer.doctor_parity import replay
 
-def _attention() -> list[Finding]:
-    module, reason = _load("xicon_infer.ops.attention")
-    if module is None:
-        return [Finding("attention", "attention", "problem", reason, needed=True)]
-    return [
-        Finding("attention", probe.name, "ok" if probe.available else "absent", probe.reason)
-        for probe in module.probe_backends()
-    ]
-
-
-def _video() -> list[Finding]:
-    av, reason = _load("av.codec")
-    if av is None:
-        return [Finding("video", "av", "problem", reason, needed=True)]
-    return [_codec(av, name) for name in ("libx264", "aac")]
-
-
-def _codec(av: Any, name: str) -> Finding:
-    try:
-        text = av.Codec(name, "w").long_name
-    except ValueError as error:
-        return Finding("video", name, "problem", _first_line(error), needed=True)
-    return Finding("video", name, "ok", text, needed=True)
-
-
-def _pose(findings: Sequence[Finding]) -> list[Finding]:
-    """Returns what finding poses in a driving video needs; a given motion needs none of it."""
-    gpu = any(finding.name == "cuda" and finding.state == "ok" for finding in findings)
-    return [_onnxruntime(gpu=gpu), _torchvision(), _ultralytics()]
-
-
-def _onnxruntime(*, gpu: bool) -> Finding:
-    onnxruntime, reason = _load("onnxruntime")
-    if onnxruntime is None:
-        return Finding("pose", "onnxruntime", "absent", f"{reason}; finds persons and keypoints")
-    providers = onnxruntime.get_available_providers()
-    trap = provider_trap(providers, gpu=gpu)
-    text = f"{onnxruntime.__version__}: {', '.join(providers)}{trap and '; ' + trap}"
-    return Finding("pose", "onnxruntime", "problem" if trap else "ok", text)
-
-
-def provider_trap(providers: Sequence[str], *, gpu: bool) -> str:
-    """Returns why poses would be found on the CPU of a machine with a GPU, or "".
-
-    Args:
-        providers: what onnxruntime can run on, as "CUDAExecutionProvider".
-        gpu: torch can use a GPU.
-    """
-    if not gpu or _CUDA_PROVIDER in providers:
-        return ""
-    return (
-        f"no {_CUDA_PROVIDER}, so that the GPU finds no poses; install onnxruntime-gpu in place of "
-        "onnxruntime"
-    )
-
-
-def _torchvision() -> Finding:
-    torchvision, reason = _load("torchvision")
-    if torchvision is None:
-        return Finding("pose", "torchvision", "absent", f"{reason}; NLF (--body nlf) needs it")
-    return Finding("pose", "torchvision", "ok", str(torchvision.__version__))
-
-
-def _ultralytics() -> Finding:
-    """Returns whether the package is there; it is not imported."""
-    found = _package("ultralytics", "ultralytics", needed=False, group="pose")
-    return replace(found, text=f"{found.text}; AGPL-3.0, for --detector FILE and --tracker alone")
-
-
-def _weights(search_dirs: Sequence[Path]) -> list[Finding]:
-    """Returns the folders that were searched and, for each preset, what is there and missing."""
-    folders = existing(search_dirs)
-    searched = ", ".join(map(str, folders)) or "no folder"
-    findings = [Finding("weights", "folders", "ok" if folders else "absent", searched)]
-    found = find_all(load_manifest().files, search_dirs)
-    pairs = [(pipeline, preset) for pipeline, names in presets().items() for preset in names]
-    return findings + [
-        _preset(f"{pipeline}/{preset}", entries, found)
-        for pipeline, preset in pairs
-        if (entries := files_for(pipeline, preset))
-    ]
-
-
-def _preset(name: str, entries: Sequence[FileEntry], found: Collection[str]) -> Finding:
-    missing = [entry.names[0] for entry in entries if entry.id not in found]
-    text = f"{len(entries) - len(missing)} of {len(entries)} files"
-    if missing:
-        text += f"; missing: {', '.join(missing)}"
-    return Finding("weights", name, "absent" if missing else "ok", text)
-
-
-def _disk(folder: Path) -> Finding:
-    free = shutil.disk_usage(folder).free
-    state: State = "ok" if free >= _LEAST_FREE_BYTES else "problem"
-    return Finding("disk", "free", state, f"{free / _GIGA:.1f} GB in {folder}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        numbers += replay(options.get("golden"))
+    numbers += self_test(device, dtype)
+    good = all(number.ok or number.skip for number in numbers)
+    if "json" in options:
+        told = {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "ok": good}
+        checks = [asdict(number) | {"ok": number.ok} for number in numbers]
+        print(json.dumps(told | {"checks": checks}, indent=2))
+    else:
+        print("\n".join(format_numbers(numbers)))
+        print(f"This device {'computes' if good else 'DOES NOT COMPUTE'} what it should.")
+    return 0 if good else _DEVICE_EXIT_CODE

@@ -6,7 +6,6 @@ import struct
 import zlib
 
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-_HERE = b"\0\0\0\1"
 
 
 def box(kind, *parts):
@@ -16,6 +15,9 @@ def box(kind, *parts):
 
 def full(kind, *parts, flags=0):
     return box(kind, struct.pack(">I", flags), *parts)
+
+
+_THIS_FILE = full(b"url ", flags=1)
 
 
 def png_header(width, height):
@@ -35,7 +37,7 @@ def mp4(
     duration_ms=1000,
     edits=0,
     fragment_samples=0,
-    data_reference=full(b"url ", flags=1),
+    data_reference=_THIS_FILE,
     sample=b"\0",
     codec=b"png ",
     tracks=1,

@@ -117,13 +117,15 @@ class World:
     """What the fakes were asked for, and what they answer.
 
     names: host -> the answers of the name server, one after the other, the last one for ever; an
-    answer may be an exception. speed: seconds that pass for each real one. reachable: addresses
-    that lead to the server.
+    answer may be an exception. speed: seconds that pass for each real one. patient: pauses are
+    waited for; else the clock jumps over them, and `waits` lists them. reachable: addresses that
+    lead to the server.
     """
 
     server: HostileServer | None
     names: dict = field(default_factory=dict)
     speed: float = 1.0
+    patient: bool = False
     free: int = 10**12
     reachable: tuple = (PUBLIC, OTHER)
     looked_up: list = field(default_factory=list)
@@ -134,7 +136,7 @@ class World:
         return Network(
             resolve=self._resolve,
             connect=self._connect,
-            now=lambda: time.monotonic() * self.speed,
+            now=lambda: time.monotonic() * self.speed + sum(self.waits),
             pause=self._pause,
             free_bytes=self._free_bytes,
         )
@@ -156,8 +158,10 @@ class World:
         return socket.create_connection(("127.0.0.1", self.server.port), timeout=timeout_s)
 
     def _pause(self, seconds, stop):
-        self.waits.append(seconds)
-        stop.wait(seconds / self.speed)
+        if self.patient:
+            stop.wait(seconds)
+        else:
+            self.waits.append(seconds)
 
     def _free_bytes(self, folder):
         assert Path(folder).is_dir()

@@ -27,6 +27,7 @@ from xicon_infer.media.deliver_bucket import BucketConfig
 
 KEY_ID = "test-key-id"
 SECRET = "test-secret-marked"  # looked for in logs
+MIN_PART = 64 * 1024
 _START_S = 30
 _HOP = ("connection", "expect", "transfer-encoding", "keep-alive")
 
@@ -40,6 +41,7 @@ def moto_port() -> int:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MOTO_", "PYTHON"))}
+    env["S3_UPLOAD_PART_MIN_SIZE"] = str(MIN_PART)  # of AWS: 5 MiB, too much for many tests
     process = subprocess.Popen(command, env=env, **quiet)
     atexit.register(stop, process)
     until = time.monotonic() + _START_S
@@ -48,6 +50,15 @@ def moto_port() -> int:
             return port
         time.sleep(0.05)
     raise RuntimeError("the S3 server does not start")
+
+
+def hide_surroundings(monkeypatch) -> None:
+    """Hides the AWS settings and proxies of whoever runs the tests."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -155,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.kind.isdigit():
             return self.answer(int(fault.kind), _error_body(int(fault.kind)))
         if fault and fault.kind == "page":
-            return self.answer(200, b"<!doctype html><html>captive portal<br></html>")
+            return self.answer(200, b"<html><body>Sign in</body></html>")
         status, answer_headers, answer_body = self.forward(request, body)
         if fault and fault.kind == "lost":
             return self.hang_up()
@@ -210,7 +221,14 @@ def client():
     """Returns a client that goes past the proxy, to look at what is really there."""
     session = boto3.session.Session(KEY_ID, SECRET, region_name="us-east-1")
     address = f"http://127.0.0.1:{moto_port()}"
-    return session.client("s3", endpoint_url=address, config=Config(proxies={}))
+    found = session.client("s3", endpoint_url=address, config=Config(proxies={}))
+    # It lives as long as the process; an idle connection of it would be reported as forgotten.
+    found.meta.events.register("before-send.s3", _without_keeping)
+    return found
+
+
+def _without_keeping(request, **kwargs) -> None:
+    request.headers["Connection"] = "close"
 
 
 def new_bucket() -> str:

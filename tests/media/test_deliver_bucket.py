@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.media.deliver_bucket import bucket_config, public_url, request_bucket
-from xicon_infer.settings import read_settings
+from xicon_infer.settings import default_text, read_settings
+from xicon_infer.settings_table import SETTINGS
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 R2 = f"{ACCOUNT}.r2.cloudflarestorage.com"
@@ -196,7 +199,7 @@ def test_a_public_link_escapes_its_key():
     assert public_url(config, "a b/ü.mp4") == "https://cdn.example/x/a%20b/%C3%BC.mp4"
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40),
     st.text("ab.-/", max_size=8),
@@ -259,3 +262,21 @@ def test_a_name_that_leads_to_a_private_address_is_refused():
     for resolve in (lambda h, t: ["93.184.216.34", "10.0.0.1"], lambda h, t: [], silent):
         with pytest.raises(InvalidRequest, match="not allowed"):
             request_bucket(S3_CONFIG, read_settings({}), resolve=resolve)
+
+
+def test_the_page_on_storage_names_every_variable_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
+    table = page.split("## Variables")[1].splitlines()
+    rows = {
+        cells[1].strip(" `"): (cells[2].strip(), cells[3])
+        for line in table
+        if len(cells := line.split("|")) == 5 and cells[1].strip().startswith("`")
+    }
+    wanted = [setting for setting in SETTINGS if setting.group in ("output", "bucket")]
+    assert set(rows) == {setting.name for setting in wanted}
+    for setting in wanted:
+        default, text = rows[setting.name]
+        if default_text(setting):
+            assert default == f"`{default_text(setting)}`"
+        for other in setting.also:
+            assert f"`{other}`" in text

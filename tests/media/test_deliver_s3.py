@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import socket
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from tests.media.s3_server import (
     KEY_ID,
+    MIN_PART,
     SECRET,
     Fault,
     client,
     config_for,
     contents,
     fetch,
+    hide_surroundings,
     new_bucket,
     proxy,
     random_file,
@@ -26,17 +30,12 @@ from xicon_infer.errors import Cancelled, MediaError
 from xicon_infer.media.deliver_s3 import Upload, check_bucket, upload
 
 MIB = 1024**2
-PART = 5 * MIB  # the smallest that S3 takes
+PART = 4 * MIN_PART
 
 
 @pytest.fixture(autouse=True)
 def no_surroundings(monkeypatch):
-    """Hides the AWS settings and proxies of whoever runs the tests."""
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    hide_surroundings(monkeypatch)
 
 
 @pytest.fixture
@@ -116,6 +115,23 @@ def test_options_of_the_bucket_reach_the_request(small):
     assert "X-Amz-Security-Token=token" in token.url
     assert "%2Feu-west-3%2Fs3%2F" in west.url
     assert way.seen[-2].headers["x-amz-security-token"] == "token"
+
+
+def test_the_bucket_stands_in_the_path_or_in_the_host(small, monkeypatch):
+    here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    with proxy(Fault("503", times=None)) as way:
+        here[0] = (*here[0][:4], ("127.0.0.1", way.port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: here)
+        for style in ("path", "virtual"):
+            config = config_for(way, "films", addressing_style=style)
+            config = replace(config, endpoint_url=f"http://s3.test:{way.port}")
+            with pytest.raises(MediaError):
+                check_bucket(config)
+    seen = [(request.headers["host"].split(":")[0], request.path) for request in way.seen]
+    assert seen == [
+        ("s3.test", "/films/_health/xicon-check"),
+        ("films.s3.test", "/_health/xicon-check"),
+    ]
 
 
 def test_a_file_of_more_than_16_mb_goes_in_parts_of_16_mb(tmp_path):

@@ -38,7 +38,7 @@ def test_the_alphabets_differ_here():
         f" \t{TEXT} \n",
         "data:image/gif;base64," + TEXT,
         "DATA:image/gif;BASE64," + TEXT,
-        "data:image/svg+xml;charset=utf-8;name=\"a\";base64," + TEXT,
+        'data:image/svg+xml;charset=utf-8;name="a";base64,' + TEXT,
         "data:video/mp4;base64,\n" + TEXT,
         "data:application/octet-stream;base64," + TEXT,
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import threading
 import time
 import tracemalloc
 import zlib
@@ -81,12 +82,12 @@ def test_lengths_that_are_missing_or_wrong(tmp_path, server):
 )
 def test_what_ends_early_is_fetched_again(tmp_path, server, cut):
     server.pages_in_turn("/a", cut, cut, answer(PNG))
-    world = World(server, speed=1000)
+    world = World(server)
     found = get(world, tmp_path, URL)
     assert (found.tries, found.path.read_bytes(), world.waits) == (3, PNG, [1.0, 3.0])
     found.path.unlink()
     server.page("/a", cut)
-    error = failure(World(server, speed=1000), tmp_path)
+    error = failure(World(server), tmp_path)
     assert error.code == "FETCH_FAILED"
     assert "(3 tries)" in error.message
     assert len(server.requests["/a"]) == 6
@@ -115,7 +116,7 @@ def test_an_endless_body_ends(tmp_path, server, head, role):
 @pytest.mark.parametrize("start", [HEAD, HEAD + b"X: ", b""])
 def test_endless_headers_end(tmp_path, server, start):
     server.pages["/a"] = endless(start, b"Set-Cookie: a=b\r\n" * 3000)
-    error = failure(World(server, speed=1000), tmp_path)
+    error = failure(World(server), tmp_path)
     assert error.code == "FETCH_FAILED"
 
 
@@ -164,7 +165,7 @@ def test_a_slow_drip_meets_the_total_time(tmp_path, server, start):
     error = failure(world, tmp_path)
     assert error.code == "FETCH_TIMEOUT"
     assert "within 60 s" in error.message
-    assert 60 <= world.network().now() - before < 1000
+    assert 60 <= world.network().now() - before < 10_000
     assert len(server.requests["/a"]) == 1
 
 
@@ -192,7 +193,7 @@ def test_the_time_of_a_video_is_its_own(tmp_path, server):
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
 def test_answers_that_may_change(tmp_path, server, status):
     server.pages_in_turn("/a", answer(b"later", status), answer(PNG))
-    world = World(server, speed=1000)
+    world = World(server)
     found = get(world, tmp_path, URL)
     assert (found.tries, world.waits) == (2, [1.0])
     assert found.path.read_bytes() == PNG
@@ -203,7 +204,7 @@ def test_answers_that_may_change(tmp_path, server, status):
 )
 def test_retry_after(tmp_path, server, asked, waited):
     server.pages_in_turn("/a", answer(status=429, Retry_After=asked), answer(PNG))
-    world = World(server, speed=1000)
+    world = World(server)
     get(world, tmp_path, URL)
     assert world.waits == [waited]
 
@@ -224,7 +225,7 @@ def test_the_number_of_tries_is_a_setting(tmp_path, server):
 
 def test_waiting_ends_with_the_total_time(tmp_path, server):
     server.page("/a", answer(status=503))
-    world = World(server, speed=100)
+    world = World(server)
     error = failure(world, tmp_path, limits=FetchLimits(image_s=2.0))
     assert error.code == "FETCH_TIMEOUT"
     assert world.waits[0] == 1.0
@@ -249,8 +250,8 @@ def test_a_stop_is_quick_wherever_it_waits(tmp_path, server, parts):
     server.page("/a", *parts)
     before = time.monotonic()
     with pytest.raises(Cancelled):
-        get(World(server), tmp_path, URL, progress=Impatient())
-    assert time.monotonic() - before < 1.0
+        get(World(server, patient=True), tmp_path, URL, progress=Impatient())
+    assert time.monotonic() - before < 5
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,11 +274,15 @@ def both(world, folder, *, limits=None, role="image"):
 
 
 def test_two_files_at_the_same_time(tmp_path, server):
-    server.page("/a", 0.3, answer(PNG))
-    server.page("/b", 0.3, answer(picture("JPEG")))
-    before = time.monotonic()
+    meeting = threading.Barrier(2, timeout=20)
+
+    def page(content):
+        meeting.wait()  # fails if the other is not asked for meanwhile
+        yield answer(content)
+
+    server.pages["/a"] = lambda number: page(PNG)
+    server.pages["/b"] = lambda number: page(picture("JPEG"))
     first, second = both(World(server), tmp_path)
-    assert time.monotonic() - before < 0.6
     assert (first.path.name, second.path.name) == ("image.png", "video.jpg")
 
 
@@ -288,7 +293,7 @@ def test_the_first_failure_ends_the_other(tmp_path, server):
     with pytest.raises(MediaError) as caught:
         both(World(server), tmp_path)
     assert caught.value.field == "video"
-    assert time.monotonic() - before < 1.0
+    assert time.monotonic() - before < 5
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,7 +49,12 @@ def refusal(folder, path, limits):
 def test_files_below_a_root(places):
     root, outside, folder = places
     limits = limits_of(outside, root)
-    for text in (f"{root}/a.png", f"{root}//sub/.//../a.png", f"{root}/sub/a.png", f"{outside}/a.png"):
+    for text in (
+        f"{root}/a.png",
+        f"{root}//sub/.//../a.png",
+        f"{root}/sub/a.png",
+        f"{outside}/a.png",
+    ):
         found = take(folder, "path", text, limits=limits)
         assert (found.path, found.path.read_bytes()) == (folder / "image.png", PNG)
         assert not found.path.is_symlink()
@@ -131,7 +136,9 @@ def test_what_is_not_a_regular_file(places):
     assert found == codes
 
 
-@pytest.mark.parametrize("path", ["/proc/self/environ", "/dev/zero", "/sys/kernel/mm", "/dev/stdin"])
+@pytest.mark.parametrize(
+    "path", ["/proc/self/environ", "/dev/zero", "/sys/kernel/mm", "/dev/stdin"]
+)
 def test_the_system_is_no_input_even_without_roots(places, path):
     folder = places[2]
     assert refusal(folder, path, FetchLimits(input_roots=None)) == "PATH_NOT_ALLOWED"

@@ -69,7 +69,11 @@ def test_the_request_tells_nothing_about_us(tmp_path, server, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "host", "target"),
     [
-        ("http://CDN.example.com./ä b.png".replace(" ", "%20"), "cdn.example.com", "/%C3%A4%20b.png"),
+        (
+            "http://CDN.example.com./ä b.png".replace(" ", "%20"),
+            "cdn.example.com",
+            "/%C3%A4%20b.png",
+        ),
         ("http://bücher.example/?q=ü", "xn--bcher-kva.example", "/?q=%C3%BC"),
         ("http://cdn.example.com?q", "cdn.example.com", "/?q"),
         ("http://93.184.215.14/a", "93.184.215.14", "/a"),
@@ -130,7 +134,7 @@ def test_private_networks_can_be_allowed(tmp_path, server):
 
 def test_a_second_answer_of_the_name_server_is_never_asked_for(tmp_path, server):
     server.pages_in_turn("/go", answer(status=503), redirect("/a.png"))
-    world = World(server, {"cdn.example.com": [[PUBLIC], [PRIVATE]]}, speed=1000)
+    world = World(server, {"cdn.example.com": [[PUBLIC], [PRIVATE]]})
     assert get(world, tmp_path, "http://cdn.example.com/go").tries == 2
     assert len(world.looked_up) == 1
     assert {address for address, *_ in world.dialled} == {PUBLIC}
@@ -143,7 +147,7 @@ def test_the_next_address_is_tried(tmp_path, server):
 
 
 def test_nobody_answers(tmp_path):
-    world = World(None, {"cdn.example.com": [[GONE]]}, speed=1000)
+    world = World(None, {"cdn.example.com": [[GONE]]})
     error = refusal(world, tmp_path, URL)
     assert error.code == "FETCH_FAILED"
     assert "cannot be reached (3 tries)" in error.message
@@ -160,13 +164,16 @@ def test_a_name_that_is_not_known_is_not_asked_for_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [(socket.gaierror(socket.EAI_AGAIN, "later"), "FETCH_FAILED"), (TimeoutError(), "FETCH_TIMEOUT")],
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "later"), "FETCH_FAILED"),
+        (TimeoutError(), "FETCH_TIMEOUT"),
+    ],
 )
 def test_a_hiccup_of_the_name_server(tmp_path, server, fault, code):
-    world = World(server, {"cdn.example.com": [fault, [PUBLIC]]}, speed=1000)
+    world = World(server, {"cdn.example.com": [fault, [PUBLIC]]})
     assert get(world, tmp_path, URL).tries == 2
     (tmp_path / "image.png").unlink()
-    world = World(server, {"cdn.example.com": [fault]}, speed=1000)
+    world = World(server, {"cdn.example.com": [fault]})
     assert refusal(world, tmp_path, URL).code == code
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.weights import formats
 from tests.weights.test_checkpoint import raw, same
 from xicon_infer.errors import Cancelled, OutOfMemory, WeightsError
 from xicon_infer.types import SilentProgress
@@ -157,6 +158,16 @@ def test_pytorch_files_are_left_to_the_plain_reader(tmp_path):
         stream_tensors(checkpoint, ["x"], device=CPU)
 
 
+def test_gguf_files_are_left_to_the_plain_reader(tmp_path):
+    weight = {"blocks.0.ffn.0.weight": torch.linspace(-1, 1, 512).reshape(2, 256)}
+    formats.write_gguf(weight, tmp_path / "m.gguf", "Q8_0", choose=lambda *_: True)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    for dtype in (torch.float32, torch.float16):
+        found = stream_tensors(checkpoint, device=CPU, dtype=dtype)
+        assert found["blocks.0.ffn.0.weight"].dtype == dtype
+        assert same(found, read_tensors(checkpoint, dtype=dtype))
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_tensors_can_be_changed_and_the_file_stays(file, state, host):
     before = file.read_bytes()
@@ -259,7 +270,7 @@ def test_a_read_error_names_the_file(file, threads, monkeypatch):
     with pytest.raises(WeightsError, match=r"m\.safetensors: cannot be read: .*Input/output"):
         stream_tensors(open_checkpoint(file), device=CPU, threads=threads, host="copied")
     assert readers() == []
-    assert len(calls) <= 3 + threads  # the others end after the read in their hands
+    assert len(calls) == 3 if threads == 1 else len(calls) < file.stat().st_size // MIB
 
 
 def test_no_files_stay_open(file, monkeypatch):
@@ -282,7 +293,8 @@ def cancel() -> None:
 @pytest.mark.parametrize("host", HOSTS)
 def test_cancelling_stops_within_one_read_of_each_thread(file, host, monkeypatch):
     monkeypatch.setattr(reader, "HOST_READ_BYTES", MIB)
-    done = []
+    begun = []
+    cancelled = threading.Event()
     name = "bring_in" if host == "mapped" else "fill_slabs"
     real = getattr(reader, name)
 
@@ -290,19 +302,23 @@ def test_cancelling_stops_within_one_read_of_each_thread(file, host, monkeypatch
         take = real(memory)
 
         def taking(fd, extent):
-            done.append(extent)
-            time.sleep(0.01)
+            begun.append(extent)
+            if len(begun) > 1:
+                assert cancelled.wait(60)
+                time.sleep(0.3)  # until the caller has told the others to stop
             take(fd, extent)
 
         return taking
 
+    def act() -> None:
+        cancelled.set()
+        cancel()
+
     monkeypatch.setattr(reader, name, slow)
     with pytest.raises(Cancelled):
-        stream_tensors(
-            open_checkpoint(file), device=CPU, threads=2, host=host, progress=Steps(cancel)
-        )
+        stream_tensors(open_checkpoint(file), device=CPU, threads=2, host=host, progress=Steps(act))
     assert readers() == []
-    assert len(done) <= 4 < file.stat().st_size // MIB
+    assert len(begun) <= 3 < file.stat().st_size // MIB
 
 
 def test_ctrl_c_stops_the_reading(file):

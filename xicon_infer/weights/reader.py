@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xicon_infer.errors import WeightsError
 from xicon_infer.types import Progress
-from xicon_infer.weights.checkpoint import Checkpoint, read_tensors
+from xicon_infer.weights.checkpoint import BLOCK_DTYPE, Checkpoint, read_tensors
 from xicon_infer.weights.reader_extents import (
     Extent,
     Piece,
@@ -71,6 +71,7 @@ def stream_tensors(
     threads: int = 8,
     progress: Progress | None = None,
     host: Host = "mapped",
+    dtype: torch.dtype = BLOCK_DTYPE,
 ) -> dict[str, Tensor]:
     """Returns tensors by name, as stored, on a device; the files are read when it returns.
 
@@ -87,6 +88,7 @@ def stream_tensors(
             it, which take no memory of their own; the file must then not be changed in place while
             they are used (a download that replaces it is safe). "copied" puts them into memory of
             their own.
+        dtype: what the blocks of a GGUF file become, as for `read_tensors`.
 
     Raises:
         WeightsError: a name is not in the file; a file cannot be read, ends early, or changed
@@ -94,7 +96,7 @@ def stream_tensors(
         OutOfMemory: the host has no memory left. PyTorch's own error on the device.
     """
     if checkpoint.format != "safetensors":
-        found = read_tensors(checkpoint, names)
+        found = read_tensors(checkpoint, names, dtype=dtype)
         return {name: tensor.to(device) for name, tensor in found.items()}
     if device.type not in ("cpu", "cuda"):
         found = stream_tensors(

@@ -1,0 +1,1 @@
+"""Replays of request cases: `python -m tests.serving FILE...`."""
