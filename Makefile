@@ -55,8 +55,10 @@ check: lint types test  ## everything a commit must pass
 parity: $(VENV)/.installed  ## replay the golden files that travel with the tests
 	$(BIN)/python -m tests.parity tests/golden
 
-docs: $(VENV)/.installed  ## write docs/reference-cli.md from the table of options
+docs: $(VENV)/.installed  ## write the reference pages from the tables of options, fields and settings
 	$(BIN)/python docs/reference_cli.py
+	$(BIN)/python docs/reference_request.py
+	$(BIN)/python docs/reference_environment.py
 
 clean:  ## remove the virtual environment and outputs
 	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

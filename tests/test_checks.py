@@ -136,6 +136,9 @@ def test_a_default_video_that_cannot_be_read():
 def test_storage_that_refuses():
     result = result_of("bucket", CheckNeeds(bucket=raising(RuntimeError("Access Denied"))))
     assert (result.state, "Access Denied" in result.text) == ("fail", True)
+    ours = result_of("bucket", CheckNeeds(bucket=raising(MediaError("wrong key"))))
+    assert (ours.state, ours.text) == ("fail", "wrong key")
+    assert "BUCKET_SKIP_CHECK" in ours.fix
     odd = result_of("bucket", CheckNeeds(bucket=raising(subprocess.SubprocessError("odd"))))
     assert (odd.state, "odd" in odd.text) == ("fail", True)
 

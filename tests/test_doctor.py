@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from xicon_infer import doctor
-from xicon_infer.doctor import (
-    Finding,
-    conv3d_trap,
-    examine,
-    format_report,
-    provider_trap,
-    tiny_can_run,
-)
+from tests.check_probes import GOOD, raising
+from xicon_infer import doctor, doctor_findings
+from xicon_infer.doctor import Finding, examine, format_report
+from xicon_infer.doctor_findings import WORKER, tiny_can_run
+from xicon_infer.doctor_text import show
+from xicon_infer.errors import BackendUnavailable
 from xicon_infer.run import main
 from xicon_infer.weights.manifest import files_for
 
@@ -29,7 +29,17 @@ def test_this_machine_can_run_the_tiny_preset(capsys: pytest.CaptureFixture[str]
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "The tiny preset can run here." in text
-    for group in ("python", "packages", "torch", "attention", "video", "pose", "weights", "disk"):
+    for group in (
+        "python",
+        "packages",
+        "torch",
+        "attention",
+        "video",
+        "pose",
+        "weights",
+        "disk",
+        "worker",
+    ):
         assert f"\n{group}\n" in f"\n{text}"
 
 
@@ -53,18 +63,6 @@ def test_pose_packages_and_their_terms() -> None:
     assert list(found) == ["onnxruntime", "torchvision", "ultralytics"]
     assert "AGPL-3.0" in found["ultralytics"].text
     assert not any(finding.needed for finding in found.values())
-
-
-@pytest.mark.parametrize(
-    ("providers", "gpu", "trapped"),
-    [
-        (["CUDAExecutionProvider", "CPUExecutionProvider"], True, False),
-        (["CPUExecutionProvider"], True, True),
-        (["CPUExecutionProvider"], False, False),
-    ],
-)
-def test_onnxruntime_without_the_gpu(providers: list[str], gpu: bool, trapped: bool) -> None:
-    assert ("onnxruntime-gpu" in provider_trap(providers, gpu=gpu)) == trapped
 
 
 def test_pose_weights_found_and_missing(tmp_path: Path) -> None:
@@ -96,22 +94,6 @@ def test_missing_weights_are_named_and_found_ones_counted(tmp_path: Path) -> Non
     assert (found["scail/fp8"].state, found["scail/bf16"].state) == ("ok", "absent")
 
 
-@pytest.mark.parametrize(
-    ("torch", "cudnn", "trapped"),
-    [
-        ("2.8.0", 90000, False),
-        ("2.9.0", 91400, True),
-        ("2.9.1+cu130", 91499, True),
-        ("2.9.1", 91500, False),
-        ("2.15.0+cu132", 91400, True),
-        ("2.15.0", 92000, False),
-        ("nightly", 0, False),
-    ],
-)
-def test_slow_convolutions(torch: str, cudnn: int, trapped: bool) -> None:
-    assert bool(conv3d_trap(torch, cudnn)) == trapped
-
-
 def test_one_missing_need_is_enough() -> None:
     good = Finding("g", "a", "ok", "1", needed=True)
     optional = Finding("g", "b", "absent", "not installed")
@@ -128,6 +110,7 @@ class Block:
         if name.split('.')[0] in {blocked!r}:
             raise {error}('blocked by the test')
 sys.meta_path.insert(0, Block())
+from xicon_infer.errors import BackendUnavailable
 from xicon_infer.run import main
 sys.exit(main(['doctor', '--json']))
 """
@@ -168,6 +151,86 @@ def test_models_dir_is_searched(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_missing_package_with_find_spec() -> None:
-    absent = doctor._package("no_such_module_here", "nothing", needed=False)
+    absent = doctor_findings._package("no_such_module_here", "nothing", needed=False)
     assert (absent.state, absent.text) == ("absent", "not installed")
-    assert doctor._package("no_such_module_here", "nothing", needed=True).state == "problem"
+    assert (
+        doctor_findings._package("no_such_module_here", "nothing", needed=True).state == "problem"
+    )
+
+
+# ---- the checks of a worker's start ---------------------------------------------------------
+
+
+def worker_report(capsys, *words: str, env=None, probes=GOOD):
+    code = doctor.main(["--json", *words], env=env or {"XICON_PRESET": "tiny"}, probes=probes)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_checks_of_a_worker_are_part_of_the_report(capsys):
+    code, report = worker_report(capsys)
+    shown = {f["name"]: f for f in report["findings"] if f["group"] == WORKER}
+    assert {"nvidia-smi", "gpu", "cudnn", "fp8", "onnxruntime", "weights scail"} <= set(shown)
+    assert shown["fp8"]["text"] == "dequant, scaled_mm_row, scaled_mm_tensor"
+    assert (code, report["tiny_can_run"]) == (0, True)
+
+
+def test_a_worker_that_cannot_start(capsys):
+    env = {"XICON_PRESET": "tiny", "XICON_MODES": "scail"}
+    broken = replace(GOOD, matmul=raising(RuntimeError("no kernel image")))
+    code, report = worker_report(capsys, "--worker", env=env, probes=broken)
+    assert (code, report["worker_can_start"]) == (6, False)
+    (kernels,) = [f for f in report["findings"] if f["name"] == "kernels"]
+    assert kernels["state"] == "problem"
+    assert kernels["fix"]
+    code, report = worker_report(capsys, "--worker", env=env)
+    assert (code, report["worker_can_start"]) == (0, True)
+    assert {f["group"] for f in report["findings"]} == {WORKER}
+
+
+def test_without_worker_a_gpu_may_be_absent(capsys):
+    none = replace(GOOD, gpu=raising(BackendUnavailable("PyTorch sees no GPU")))
+    env = {"XICON_MODES": "scail"}
+    for words, state in (((), "absent"), (("--worker",), "problem")):
+        _, report = worker_report(capsys, *words, env=env, probes=none)
+        (gpu,) = [f for f in report["findings"] if (f["group"], f["name"]) == (WORKER, "gpu")]
+        assert gpu["state"] == state
+
+
+def test_settings_that_are_wrong_are_all_named(capsys):
+    env = {"XICON_MODSE": "scail", "XICON_MEMORY": "huge"}
+    code, report = worker_report(capsys, "--worker", env=env)
+    (finding,) = report["findings"]
+    assert code == 6
+    assert "did you mean XICON_MODES?" in finding["text"]
+    assert "XICON_MEMORY" in finding["text"]
+
+
+def test_settings_decide_what_is_checked(capsys):
+    _, report = worker_report(capsys, env={"XICON_MODES": "wan_t2v"})
+    names = {f["name"] for f in report["findings"] if f["group"] == WORKER}
+    assert "weights wan_t2v" in names
+    assert "weights scail" not in names
+
+
+def test_the_plain_report_says_what_to_do():
+    bad = Finding(WORKER, "gpu", "problem", "there is none", fix="rent one")
+    assert "-> rent one" in format_report([bad])
+    assert "A worker CANNOT start here." in format_report([bad])
+    assert "A worker can start here." in format_report([replace(bad, state="ok")])
+    assert "rent one" not in format_report([replace(bad, state="ok")])
+
+
+def test_the_table_of_a_terminal():
+    console = Console(width=90, record=True, file=io.StringIO())
+    show([Finding("torch", "gpu 0", "problem", "[none] here", fix="rent one")], console)
+    text = console.export_text()
+    for word in ("torch", "gpu 0", "problem", "[none] here", "rent one"):
+        assert word in text
+
+
+def test_a_terminal_gets_the_table(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert doctor.main(["--worker"], env={"XICON_PRESET": "tiny"}, probes=GOOD) == 0
+    out = capsys.readouterr().out
+    assert "─" in out
+    assert "A worker can start here." in out

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from xicon_infer.checks_probes import Probes
 from xicon_infer.checks_types import CheckNeeds, Checks, Outcome
+from xicon_infer.errors import XiconError
 
 OLDEST_PYTHON = (3, 10)
 NEWEST_PYTHON = (3, 13)
@@ -103,7 +104,7 @@ def check_video(needs: CheckNeeds, probes: Probes) -> Outcome:
         return Outcome("ok", "none is set")
     try:
         return Outcome("ok", f"{path}: {probes.video(path)}")
-    except (OSError, RuntimeError, ValueError) as error:
+    except (XiconError, OSError, RuntimeError, ValueError) as error:
         reason = str(error)
     fix = "set XICON_DEFAULT_VIDEO to a video that is there, or unset it"
     return Outcome("fail", f"{path} cannot be used: {reason}", fix)
@@ -115,7 +116,7 @@ def check_bucket(needs: CheckNeeds) -> Outcome:
         return Outcome("ok", "none is set")
     try:
         needs.bucket()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (XiconError, OSError, RuntimeError, ValueError) as error:
         fix = "check the BUCKET_ variables; BUCKET_SKIP_CHECK=1 leaves this check out"
         return Outcome("fail", str(error) or type(error).__name__, fix)
     return Outcome("ok", "a trial file was written and removed")

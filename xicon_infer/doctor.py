@@ -11,6 +11,7 @@ On a terminal the report is a table, elsewhere plain lines; `--json` prints an o
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -97,7 +98,7 @@ def _worker_findings(
         settings = read_settings(env)
     except InvalidSettings as error:
         wrong = "; ".join(error.errors)
-        return [Finding("worker", "settings", "problem", wrong, fix="docs: .env.example")]
+        return [Finding("worker", "settings", "problem", wrong, fix="see .env.example")]
     needs = needs_of(settings, searched, gpu=None if strict else False)
     return [of_check(result) for result in run_checks(needs, probes=probes)]
 
@@ -116,6 +117,12 @@ def _print(options: Mapping[str, Any], report: dict[str, Any], findings: Sequenc
         print(format_report(findings))
 
 
+def _shown(number: Number) -> dict[str, Any]:
+    """Returns a comparison for JSON, which has no word for what is no number."""
+    error = number.error if math.isfinite(number.error) else None
+    return asdict(number) | {"error": error, "ok": number.ok}
+
+
 def _compute(options: Mapping[str, Any]) -> int:
     """Prints what was computed, how far off it is, and what was allowed."""
     from xicon_infer.doctor_selftest import pick, self_test
@@ -130,8 +137,7 @@ def _compute(options: Mapping[str, Any]) -> int:
     good = all(number.ok or number.skip for number in numbers)
     if "json" in options:
         told = {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "ok": good}
-        checks = [asdict(number) | {"ok": number.ok} for number in numbers]
-        print(json.dumps(told | {"checks": checks}, indent=2))
+        print(json.dumps(told | {"checks": [_shown(n) for n in numbers]}, indent=2))
     else:
         print("\n".join(format_numbers(numbers)))
         print(f"This device {'computes' if good else 'DOES NOT COMPUTE'} what it should.")

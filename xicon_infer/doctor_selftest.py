@@ -3,8 +3,8 @@
 Tensors and weights are drawn from seeds, so that nothing is needed but the package. The CPU is
 what the reference outputs are replayed on (`doctor --parity`); a device that agrees with it here
 computes what they say. Errors are |found - expected| / |expected| over all elements. Tolerances
-are stated per dtype; each is about four times the error measured on a CPU in that dtype
-(tests/test_doctor_selftest.py prints none, but fails if the margin is gone).
+are stated per dtype and are at least three times the errors measured on a CPU; on a GPU they are
+unverified.
 
 Shape letters: B batch, L tokens, H heads, D head width, M rows, K input width, N output width.
 """
@@ -35,8 +35,8 @@ ROUNDING = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 DEPTH = 3.0
 """A whole network may be off by that many times as much."""
 
-FP8_MATMUL = 0.08
-"""Both factors are rounded to three bits of mantissa: 2.6 % each, root mean square."""
+FP8_MATMUL = 0.1
+"""Activations are rounded to three bits of mantissa: 2.6 % each, root mean square."""
 
 _TOKENS = 192
 _HEADS = 2
@@ -82,20 +82,28 @@ def drawn(name: str, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def convolution_rounding(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the largest relative error of a convolution.
+
+    On a GPU cuDNN rounds the factors of float32 convolutions to ten bits, unless it is told not to.
+    """
+    tf32 = device.type == "cuda" and dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return ROUNDING[torch.float16 if tf32 else dtype]
+
+
 def attention_numbers(device: torch.device, dtype: torch.dtype) -> Iterator[Number]:
     """Yields one comparison per kernel; those that do not run here are skipped."""
     shape = (1, _TOKENS, _HEADS, _HEAD_DIM)
     q, k, v = (drawn(name, *shape).to(dtype) for name in "qkv")
-    wide = [part.double().transpose(1, 2) for part in (q, k, v)]
-    expected = F.scaled_dot_product_attention(*wide).transpose(1, 2)
-    placed = [part.to(device) for part in (q, k, v)]
+    wide_q, wide_k, wide_v = (part.double().transpose(1, 2) for part in (q, k, v))
+    expected = F.scaled_dot_product_attention(wide_q, wide_k, wide_v).transpose(1, 2)
     for probe in probe_backends(device, dtype, _HEAD_DIM):
         name = f"attention {probe.name}"
         if not probe.available:
             yield Number(name, float("nan"), ROUNDING[dtype], probe.reason)
             continue
         with kernel_context(probe.name):
-            found = attention(*placed, probe.name)
+            found = attention(q.to(device), k.to(device), v.to(device), probe.name)
         yield Number(name, relative(found, expected), ROUNDING[dtype])
 
 
@@ -104,7 +112,7 @@ def rope_number(device: torch.device, dtype: torch.dtype) -> Number:
     t, h, w = (torch.arange(n, dtype=torch.float64) for n in (3, 4, 5))
     table = grid_rope(t, h, w, _HEAD_DIM)
     x = drawn("rope", 1, 60, _HEADS, _HEAD_DIM).to(dtype)
-    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(x.double().reshape(*x.shape[:-1], -1, 2))
     turn = torch.complex(table.cos.double(), table.sin.double())[None, :, None]
     expected = torch.view_as_real(pairs * turn).flatten(-2)
     found = apply_rope(x.to(device), table.to(device))
@@ -149,7 +157,7 @@ def vae_numbers(device: torch.device, dtype: torch.dtype) -> Iterator[Number]:
     latents, video = drawn("z", 1, 16, 6, 4, 4), drawn("video", 1, 3, 9, 32, 32).clamp(-1, 1)
     exact = _vae().double()
     vae = _vae().to(device, dtype).to_channels_last()
-    tolerance = DEPTH * ROUNDING[dtype]
+    tolerance = DEPTH * convolution_rounding(device, dtype)
     decoded = vae.decode(latents.to(device, dtype), chunk=1)
     yield Number("vae decode", relative(decoded, exact.decode(latents)), tolerance)
     pieces = vae.decode(latents.to(device, dtype), chunk=4)

@@ -16,6 +16,7 @@ from xicon_infer.job_profiles import DISTILL_LORAS, PRESETS, WITHOUT_LORA
 from xicon_infer.request_field import DANCING, PIPELINES, RequestField
 from xicon_infer.request_fields import OUTPUT_FIELDS, REQUEST_FIELDS
 from xicon_infer.request_types import ROLES, Request, RequestWarning
+from xicon_infer.settings import Settings
 
 MIN_SHIFT = 0.01
 MIN_OVERLAP = 4
@@ -129,6 +130,17 @@ def choose_kernel(mode: str, kernels: Collection[str] | None) -> tuple[str, Requ
             return kernel, None
     message = f"attention_mode {mode} is not available here: the fastest that runs is used"
     return "auto", RequestWarning("ATTENTION_FALLBACK", message, "attention_mode")
+
+
+def preferred_kernel(settings: Settings, kernels: Collection[str] | None) -> str:
+    """Returns the option `attention` of a request that leaves the choice to the worker.
+
+    Without ENABLE_FLASH_ATTN the fastest kernel that is no flash-attention is named.
+    """
+    if settings.attention != "auto" or settings.enable_flash_attn or kernels is None:
+        return choose_kernel(settings.attention, kernels)[0]
+    others = ("cudnn", "xformers", "efficient", "math")
+    return next((kernel for kernel in others if kernel in kernels), "auto")
 
 
 def to_job_values(

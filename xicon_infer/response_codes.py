@@ -78,6 +78,7 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "OUTPUT_TOO_LARGE": _later("The video does not fit into an answer.", "configure a bucket"),
         "UPLOAD_FAILED": _later("The video could not be stored.", retryable=True),
         "DISK_FULL": _later("The worker has no room for the files.", retryable=True),
+        "WORKER_STOPPING": _later("The worker is being stopped.", retryable=True),
         "INTERNAL": _later("A bug; the log of the worker tells more.", retryable=True),
     }
 )
@@ -96,6 +97,11 @@ WARNINGS: Mapping[str, str] = MappingProxyType(
         "UNKNOWN_FIELD": "a field does not exist; a typing error?",
         "DEFAULT_VIDEO_USED": "the worker's own driving video was used",
         "VALUE_ADAPTED": "a value was changed to what can be computed",
+        "FRAMES_CHANGED": "the pose was cut, or its last frame repeated",
+        "LICENCE": "a network is not for commercial use",
+        "LORA": "parts of a LoRA fit nowhere",
+        "POSE": "a decision of the pose stage",
+        "NOTE": "anything else that the recipe did and should be known",
         "ATTENTION_FALLBACK": "the attention kernels asked for do not run here",
         "MEMORY_FALLBACK": "the memory did not suffice; a slower plan was used",
         "S3_UPLOAD_FAILED": "the bucket failed; the video is in the answer or on the volume",

@@ -142,8 +142,8 @@ _WEIGHTS = (
 )
 
 _REQUEST = (
-    _count("XICON_MAX_PIXELS", "request", "most pixels of a frame", 1_048_576, (16384, 3_686_400)),
-    _count("XICON_MAX_FRAMES", "request", "most frames of a video", 481, (1, 10_000)),
+    _count("XICON_MAX_PIXELS", "request", "most pixels of a frame", 1_048_576, (16384, 1_048_576)),
+    _count("XICON_MAX_FRAMES", "request", "most frames of a video", 481, (1, 481)),
     Setting("XICON_DEFAULT_VIDEO", "path", "request", "driving video of a request without one"),
     _flag("XICON_STRICT_INPUT", "request", "refuse unknown fields instead of warning"),
     _flag("XICON_LEGACY_LENIENT", "request", "nested requests may lack 'videos' and 'prompt'"),

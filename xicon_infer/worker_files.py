@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from xicon_infer.media.deliver import BucketConfig, Delivered, DeliveryPlan, OutputFile, deliver
 from xicon_infer.media.deliver_bucket import bucket_of, request_bucket
 from xicon_infer.media.deliver_inline import size_warning
 from xicon_infer.media.fetch import fetch_all
 from xicon_infer.media.fetch_types import FetchLimits, MediaSource, Wanted
+from xicon_infer.media.selection import Selection
 from xicon_infer.media.source import MediaLimits
-from xicon_infer.media.video import probe
+from xicon_infer.media.video import probe, read_clip
 from xicon_infer.request import Request, RequestWarning
 from xicon_infer.settings import Settings
 from xicon_infer.types import Progress, Result
@@ -132,6 +138,25 @@ def fetch_limits(settings: Settings) -> FetchLimits:
         require_https=settings.require_https,
         allow_private_urls=settings.allow_private_urls,
     )
+
+
+def first_frame(result: Result) -> dict[str, Any]:
+    """Returns the first frame of a result as a picture of the answer, PNG in base64."""
+    frame = read_clip(result.path, selection=Selection(frame_load_cap=1), with_audio=False).frames[0]
+    with io.BytesIO() as buffer:
+        Image.fromarray(frame).save(buffer, "PNG")
+        data = buffer.getvalue()
+    return {
+        "filename": f"{result.path.stem}.png",
+        "type": "base64",
+        "data": base64.b64encode(data).decode(),
+        "format": "image/png",
+        "role": "first_frame",
+        "width": result.width,
+        "height": result.height,
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def output_files(result: Result) -> list[OutputFile]:

@@ -25,11 +25,12 @@ from xicon_infer.request import (
     parse_request,
     to_job_values,
 )
-from xicon_infer.request_job import choose_kernel
+from xicon_infer.request_job import choose_kernel, preferred_kernel
 from xicon_infer.runtime import pick_seed, versions
 from xicon_infer.settings import Settings
 from xicon_infer.types import Progress, Result
 from xicon_infer.worker_cancel import CANCELLED, CancelFlag
+from xicon_infer.worker_files import first_frame
 from xicon_infer.worker_log import JsonLog, prompt_fields
 from xicon_infer.worker_machine import device_facts, free_disk, is_device_error
 from xicon_infer.worker_memory import LowerJob, free_memory, lower_job, run_with_less
@@ -238,8 +239,8 @@ class RealJobs:
         """Returns the job of a request; its seed is drawn here, so that another try has it too."""
         settings = self.parts.settings
         values = to_job_values(request, files, folder / "result.mp4", kernels=self.parts.kernels)
-        if request.resolved["attention_mode"] == "auto" and settings.attention != "auto":
-            values["attention"] = choose_kernel(settings.attention, self.parts.kernels)[0]
+        if request.resolved["attention_mode"] == "auto":
+            values["attention"] = preferred_kernel(settings, self.parts.kernels)
         if settings.models_dir:
             values["models_dir"] = settings.models_dir[0]
         plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
@@ -268,12 +269,15 @@ class RealJobs:
             cold_start=self._cold,
         )
 
+        images = [first_frame(result)] if request.output["return_first_frame"] else []
+
         def answer(videos: list[dict[str, Any]], delivered: Delivered | None) -> Answer:
             late = [RequestWarning(**one) for one in (delivered.warnings if delivered else ())]
             return response.success(
                 request,
                 videos=videos,
                 metadata=record,
+                images=images,
                 errors=delivered.errors if delivered else (),
                 warnings=[*own, *late],
             )

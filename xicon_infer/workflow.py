@@ -86,7 +86,7 @@ def import_graph(
 
     Raises:
         InvalidRequest: in this order INVALID_JSON, WORKFLOW_FORMAT, INVALID_TYPE,
-            WORKFLOW_UNSUPPORTED, WORKFLOWPLACEHOLDER, MEDIA_NOT_FOUND, WORKFLOW_MODEL.
+            WORKFLOW_UNSUPPORTED, WORKFLOW_PLACEHOLDER, MEDIA_NOT_FOUND, WORKFLOW_MODEL.
     """
     nodes, named_images = _checked(graph, images)
     unknown = {node.type for node in nodes.values()} - KNOWN
@@ -180,7 +180,7 @@ def _check_placeholders(nodes: Graph) -> None:
         for value in node.inputs.values():
             if isinstance(value, str) and PLACEHOLDER.fullmatch(value):
                 message = f"Workflow contains unreplaced placeholder '{cut(value)}'"
-                raise refuse(message, "WORKFLOWPLACEHOLDER")
+                raise refuse(message, "WORKFLOW_PLACEHOLDER")
 
 
 def _translate(nodes: Graph, *, strict: bool) -> tuple[Found, Reading, set[str]]:

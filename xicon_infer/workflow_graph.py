@@ -162,11 +162,7 @@ def chain(graph: Graph, start: tuple[Node, Link] | None, step: Look) -> Iterator
     seen: set[Link] = set()
     while start is not None:
         node, link = start
-        if link in seen:
-            raise refuse(
-                f"Workflow links form a circle at node '{cut(node.id)}'", "WORKFLOW_FORMAT"
-            )
-        seen.add(link)
+        check_row(node, link, seen)
         yield node, link
         name = step(node, link)
         start = None if name is None else source(graph, node, name)

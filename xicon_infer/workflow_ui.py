@@ -210,7 +210,7 @@ def _linked_inputs(flat: _Flat, name: str, node: Mapping[str, Any]) -> dict[str,
         if isinstance(label, str) and (name, slot) in flat.origins:
             value = _resolve(flat, flat.origins[name, slot])
             if value is not None:
-                found[label] = value
+                found[label] = list(value) if isinstance(value, list) else value
     return found
 
 

@@ -141,8 +141,8 @@ def calculate(text: object, variables: Mapping[str, object], node: str) -> Numbe
     }
     try:
         result, rest = _sum(_tokens(text), numbers, 0)
-        if rest:
-            raise ValueError(rest[0])
+        if rest or not abs(result) <= _MAX_VALUE:
+            raise ValueError(text)
     except (ValueError, IndexError, KeyError, ArithmeticError):
         raise refuse(problem) from None
     return result

@@ -133,8 +133,7 @@ def proxy(*faults: Fault) -> Iterator[Proxy]:
         upstream_port = upstream
 
     server.RequestHandlerClass = Handler
-    server.daemon_threads = True
-    server.block_on_close = False
+    server.daemon_threads = False  # so that the end waits for what is still under way
     server.handle_error = lambda request, client_address: None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -150,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: Proxy
     upstream_port: int
     protocol_version = "HTTP/1.1"
+    timeout = 20  # of a connection that nobody closed
 
     def log_message(self, *args):
         pass
@@ -182,11 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self, request, body):
         upstream = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-        upstream.request(request.method, request.path, body or None, headers)
-        answer = upstream.getresponse()
-        content = answer.read()
-        upstream.close()
-        return answer.status, answer.getheaders(), content
+        with contextlib.closing(upstream):
+            upstream.request(request.method, request.path, body or None, headers)
+            answer = upstream.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
 
     def answer(self, status, body, headers=()):
         with contextlib.suppress(OSError):

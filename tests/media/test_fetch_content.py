@@ -17,11 +17,13 @@ from tests.media.hostile_server import World, answer
 from tests.media.hostile_server import hostile_server as started
 from tests.media.samples import make_video, ramp
 from xicon_infer.errors import MediaError
+from xicon_infer.media.fetch import fetch_all
 from xicon_infer.media.fetch_mp4 import check_references
-from xicon_infer.media.fetch_types import FetchLimits
+from xicon_infer.media.fetch_types import FetchLimits, MediaSource, Wanted
 from xicon_infer.media.image import load_image
 from xicon_infer.media.source import MediaLimits
 from xicon_infer.media.video import probe
+from xicon_infer.types import SilentProgress
 
 FILM = mp4(sample=picture(side=64))
 
@@ -286,3 +288,13 @@ def test_boxes_of_any_damage_end(tmp_path):
             assert error.code == "UNSUPPORTED_MEDIA"
     (tmp_path / "a.mp4").write_bytes(box(b"moov") * 200_000 + full(b"dref"))
     check_references(tmp_path / "a.mp4", "video")
+
+
+def test_no_file_takes_the_place_of_another(tmp_path):
+    text = base64.b64encode(PNG).decode()
+    fields = ("image", "image", "../../evil", "end_image")
+    wanted = [Wanted(MediaSource("base64", text), "image", field) for field in fields]
+    found = fetch_all(wanted, tmp_path, FetchLimits(), progress=SilentProgress())
+    names = ["image.png", "image1.png", "image2.png", "end_image.png"]
+    assert [one.path for one in found] == [tmp_path / name for name in names]
+    assert fetch_all([], tmp_path, FetchLimits(), progress=SilentProgress()) == []

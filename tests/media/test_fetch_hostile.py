@@ -113,10 +113,18 @@ def test_an_endless_body_ends(tmp_path, server, head, role):
     assert server.sent["/a"] < 20_000_000  # buffers of the sockets
 
 
-@pytest.mark.parametrize("start", [HEAD, HEAD + b"X: ", b""])
-def test_endless_headers_end(tmp_path, server, start):
-    server.pages["/a"] = endless(start, b"Set-Cookie: a=b\r\n" * 3000)
-    error = failure(World(server), tmp_path)
+@pytest.mark.parametrize(
+    ("start", "block"),
+    [
+        (HEAD, b"Set-Cookie: a=b\r\n"),
+        (HEAD + b"X: ", b"Set-Cookie"),
+        (b"", b"HTTP"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_endless_headers_end(tmp_path, server, start, block):
+    server.pages["/a"] = endless(start, block * 3000)
+    error = failure(World(server), tmp_path, limits=FetchLimits(image_s=15.0))
     assert error.code == "FETCH_FAILED"
 
 

@@ -27,7 +27,7 @@ from xicon_infer.worker_metrics import Metrics
 from xicon_infer.worker_refresh import RefreshPolicy, Usage
 from xicon_infer.worker_session import WatchedSession
 
-T2V = {"mode": "wan_t2v", "prompt": "a fox", "width": 128, "height": 128, "num_frames": 5}
+T2V = {"mode": "wan_t2v", "prompt": "a fox", "width": 128, "height": 128, "num_frames": 1}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def media(tmp_path_factory):
 
 
 def test_a_request_becomes_a_video_with_a_whole_record(bench, tmp_path):
-    given = T2V | {"steps": 2, "seed": 11, "metadata": {"mine": 1}}
+    given = T2V | {"num_frames": 5, "steps": 2, "seed": 11, "metadata": {"mine": 1}}
     answer = bench.answer(given)
     assert answer["status"] == "success"
     assert (answer["errors"], answer["warnings"]) == ([], [])
@@ -292,7 +292,7 @@ def test_a_broken_judge_lets_nothing_out(tmp_path, session):
 
 
 def test_a_result_too_large_goes_to_the_volume(tmp_path, session):
-    bench = Bench(tmp_path, session, {"XICON_MAX_INLINE_BYTES": "20000"})
+    bench = Bench(tmp_path, session, {"XICON_MAX_INLINE_BYTES": "6000"})
     (tmp_path / "volume").mkdir()
     (video,) = bench.answer(T2V | {"steps": 1}, "../../x")["videos"]
     assert video["type"] == "path"
@@ -340,3 +340,20 @@ def test_a_full_size_request_ends_by_its_time_limit(tmp_path, session):
     bench = Bench(tmp_path, session, run=run, clock=clock)
     answer = bench.answer(T2V | {"steps": 100, "num_frames": 481, "timeout_s": 600})
     assert answer["error_code"] == "JOB_TIMEOUT"
+
+
+def test_the_first_frame_comes_along_on_request(bench, tmp_path):
+    answer = bench.answer(T2V | {"output": {"return_first_frame": True}})
+    (picture,) = answer["images"]
+    assert (picture["format"], picture["role"], picture["width"]) == ("image/png", "first_frame", 128)
+    raw = base64.b64decode(picture["data"])
+    assert raw.startswith(b"\x89PNG")
+    assert len(raw) == picture["size_bytes"]
+    assert "images" not in bench.answer(T2V, name="job-2")
+
+
+def test_flash_kernels_may_be_switched_off(tmp_path, session):
+    plain = Bench(tmp_path, session, kernels=("flash", "math")).answer(T2V)
+    assert plain["metadata"]["attention"] in ("flash", "math")
+    without = Bench(tmp_path, session, {"ENABLE_FLASH_ATTN": "false"}, kernels=("flash", "math"))
+    assert without.answer(T2V)["metadata"]["attention"] == "math"

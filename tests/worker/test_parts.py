@@ -35,7 +35,7 @@ def wan_job(folder: Path, **values):
         "prompt": "a fox",
         "width": 128,
         "height": 128,
-        "num_frames": 5,
+        "num_frames": 1,
         "num_inference_steps": 3,
         "seed": 7,
         "fps": 16,

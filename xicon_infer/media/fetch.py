@@ -75,7 +75,6 @@ def fetch_all(
     tally = Tally(folder, limits, network)
     stop = threading.Event()
     answers: queue.SimpleQueue[tuple[int, Fetched | BaseException]] = queue.SimpleQueue()
-
     words = _words(wanted)
 
     def work(number: int, one: Wanted) -> None:
