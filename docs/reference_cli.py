@@ -10,8 +10,8 @@ from pathlib import Path
 from xicon_infer import errors
 from xicon_infer.job_field import Field
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS
-from xicon_infer.job_profiles import PROFILES
 from xicon_infer.job_flags import GPU_HELP, SHELL_FLAGS
+from xicon_infer.job_profiles import PROFILES
 
 PAGE = Path(__file__).with_name("reference-cli.md")
 

@@ -172,9 +172,7 @@ def load_preset(pipeline: str, preset: str, options: LoadOptions) -> Components[
 
 def read_state(checkpoint: Checkpoint, options: LoadOptions) -> State:
     """Returns the tensors of a file where they are wanted; quantised ones of GGUF are unpacked."""
-    if checkpoint.format == "safetensors":
-        return stream_tensors(checkpoint, device=options.home)
-    return read_tensors(checkpoint, dtype=options.dtype)
+    return stream_tensors(checkpoint, device=options.home, dtype=options.dtype)
 
 
 def find_files(entries: list[FileEntry], search_dirs: tuple[Path, ...]) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""Small checkpoints for every preset of the manifest, under the names and in the formats it lists."""
+"""Small checkpoints for every preset of the manifest, with the names and formats it lists."""
 
 from __future__ import annotations
 

@@ -348,7 +348,7 @@ def test_any_accepted_job_round_trips(values: dict[str, Any]) -> None:
 def test_only_pipelines_that_exist_are_in_the_table() -> None:
     from pipelines import NAMES
 
-    assert PIPELINES == (*NAMES, "pose")
+    assert (*NAMES, "pose") == PIPELINES
     assert tuple(PRESETS) == NAMES
 
 

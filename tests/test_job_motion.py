@@ -143,8 +143,8 @@ def test_pipeline_pose_refuses_what_it_does_not_read(field: Field) -> None:
     error = refused(ALONE, **{field.name: values.get(field.kind, 1)})
     assert (error.field, error.code) == (field.name, "UNUSED_FIELD")
     assert error.message == (
-        f"'{field.name}' is not used by pipeline pose, only by {', '.join(field.pipelines)}; leave it "
-        "out"
+        f"'{field.name}' is not used by pipeline pose, only by {', '.join(field.pipelines)}; "
+        "leave it out"
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from xicon_infer.errors import Cancelled, InvalidRequest, XiconError
 from xicon_infer.job import Job, check_files
 from xicon_infer.job_flags import jobs_of, parse, run_parser
-from xicon_infer.runtime import debug_enabled, models_dirs
+from xicon_infer.runtime import debug_enabled, environment, models_dirs
 from xicon_infer.types import Progress, Result, SilentProgress
 
 RunJob = Callable[[Job, Progress], Result]
@@ -61,7 +61,7 @@ def _command(words: list[str], run_job: RunJob | None) -> int:
     if words[:1] == ["doctor"]:
         from xicon_infer import doctor
 
-        return doctor.main(words[1:])
+        return doctor.main(words[1:], env=environment())
     if words[:1] == ["weights"]:
         from xicon_infer import weights_cli
         from xicon_infer.weights_cli_work import Workers
@@ -90,6 +90,7 @@ def _run(words: list[str], run_job: RunJob | None) -> int:
         print(_json(_one_or_all(plans)) if as_json else "\n\n".join(map(format_plan, plans)))
         return 0
     if run_job is None:
+        _warm(jobs[0])
         from functools import partial
 
         from xicon_infer import service
@@ -105,6 +106,14 @@ def _run(words: list[str], run_job: RunJob | None) -> int:
     if as_json:
         print(_json(_one_or_all(results)))
     return 0
+
+
+def _warm(job: Job) -> None:
+    """Has the weights read into memory while PyTorch is imported."""
+    if job.settings().get("preset", "tiny") != "tiny":
+        from xicon_infer.weights.warmup import warm_preset
+
+        warm_preset(job.pipeline, job.preset, models_dirs(job.models_dir))
 
 
 def _one_or_all(found: Sequence[Any]) -> Any:

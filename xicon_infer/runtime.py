@@ -134,6 +134,11 @@ def forbid_ultralytics_network() -> None:
     os.environ["YOLO_AUTOINSTALL"] = "false"
 
 
+def environment() -> dict[str, str]:
+    """Returns the environment of the process, for the table of settings."""
+    return dict(os.environ)
+
+
 def debug_enabled() -> bool:
     """Returns True if XICON_DEBUG is set: the command line then shows tracebacks."""
     return os.environ.get("XICON_DEBUG", "") not in ("", "0")

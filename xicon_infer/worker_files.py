@@ -142,7 +142,8 @@ def fetch_limits(settings: Settings) -> FetchLimits:
 
 def first_frame(result: Result) -> dict[str, Any]:
     """Returns the first frame of a result as a picture of the answer, PNG in base64."""
-    frame = read_clip(result.path, selection=Selection(frame_load_cap=1), with_audio=False).frames[0]
+    one = Selection(frame_load_cap=1)
+    frame = read_clip(result.path, selection=one, with_audio=False).frames[0]
     with io.BytesIO() as buffer:
         Image.fromarray(frame).save(buffer, "PNG")
         data = buffer.getvalue()

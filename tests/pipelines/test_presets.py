@@ -1,4 +1,4 @@
-"""Every preset of the manifest from its files, other LoRAs on a loaded model, and prepared files."""
+"""Every preset from its files, other LoRAs on a loaded model, and prepared files."""
 
 from __future__ import annotations
 
@@ -128,5 +128,5 @@ def test_a_prepared_model_runs_without_its_sources(folders, tmp_path):
             "scail", "fp8", replace(options, transformer=made.path, loras=((LORA_NAME, 0.5),))
         )
     made.context_path.unlink()
-    with pytest.raises(WeightsError, match="fast.kv.safetensors is missing"):
+    with pytest.raises(WeightsError, match=r"fast\.kv\.safetensors is missing"):
         load_preset("scail", "fp8", replace(options, transformer=made.path))

@@ -46,8 +46,8 @@ class WanConfig:
     dim: model width. ffn_dim: inner width of the feed-forward. num_heads, num_layers.
     in_dim: channels per latent cell going in (16 noise, 36 with mask and image). out_dim: 16.
     text_dim, text_len: width and padded length of the text states. image_dim: width of the CLIP
-    states, None for a text-only model. image_positions: CLIP tokens of the first and the last picture
-    in a model made for both, else None. freq_dim: width of the sinusoidal time embedding.
+    states, None for a text-only model. image_positions: CLIP tokens of the first and the last
+    picture in a model made for both, else None. freq_dim: width of the sinusoidal time embedding.
     patch: patch size in (T, H, W). eps: of every norm but those of the image projection.
 
     Raises:
@@ -163,8 +163,8 @@ class WanTransformer(nn.Module):
         wanted = self.config.image_positions
         if image is not None and wanted is not None and image.shape[1] != wanted:
             raise InvalidRequest(
-                f"this model starts and ends with a picture: it takes {wanted} CLIP tokens of both, "
-                f"got {image.shape[1]}; give the last picture too",
+                f"this model starts and ends with a picture: it takes {wanted} CLIP tokens of "
+                f"both, got {image.shape[1]}; give the last picture too",
                 field="end_image",
             )
         with kernel_context(self.backend):

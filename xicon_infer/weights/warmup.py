@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from xicon_infer.weights.manifest import files_for, locate
 from xicon_infer.weights.reader_threads import read_through, share_out
 
 READ_BYTES = 16 * 2**20
@@ -112,6 +113,14 @@ def warm_files(
     room = int(_MEMORY_SHARE * free_memory())
     limit = room if limit_bytes is None else min(room, limit_bytes)
     return Warmup(list(_parts(paths, limit)), threads)
+
+
+def warm_preset(
+    pipeline: str, preset: str, search_dirs: Sequence[Path], *, limit_bytes: int | None = None
+) -> Warmup:
+    """Starts to read the files of a preset that are there; arguments as in `warm_files`."""
+    found = (locate(entry, search_dirs) for entry in files_for(pipeline, preset))
+    return warm_files([path for path in found if path is not None], limit_bytes=limit_bytes)
 
 
 def free_memory(root: Path = Path("/")) -> int:
