@@ -164,6 +164,9 @@ def test_what_the_other_pipelines_default_to() -> None:
     assert text.loras == (Lora(T2V_LORA),)
     small = make_job({"pipeline": "wan_t2v", **LEAST["wan_t2v"], "preset": "1.3b"})
     assert small.loras == ()
+    assert (small.profile, small.num_inference_steps, small.guidance_scale) == ("quality", 50, 6.0)
+    fast = make_job({**small.settings(), "profile": "fast"})
+    assert fast.profile == "fast"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def test_several_references_make_one_video_each(folder: Path, tmp_path: Path) ->
     words = [*dance_words(folder, tmp_path), "--image", *images, "--quiet"]
     assert main(words, run_job=spy) == 0
     assert [str(job.image) for job in spy.jobs] == images
+    assert len({job.seed for job in spy.jobs}) == 1
+    assert spy.jobs[0].seed >= 0, "one seed is drawn for all"
     assert [job.output.name for job in spy.jobs] == [
         "out.ref-1.mp4",
         "out.other.mp4",
@@ -118,3 +120,10 @@ def test_a_card_is_for_a_dry_run(
     assert "needs --dry-run" in capsys.readouterr().err
     assert main([*words, "--dry-run"]) == 0
     assert "card       H100" in capsys.readouterr().out
+
+
+def test_a_workflow_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import-workflow", "--help"]) == 0
+    assert "import-workflow" in capsys.readouterr().out
+    assert main(["import-workflow", str(tmp_path / "absent.json")]) != 0
+    assert "absent.json" in capsys.readouterr().err

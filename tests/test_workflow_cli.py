@@ -161,6 +161,18 @@ def test_urls_have_to_be_downloaded_for_a_command(folder, capsys):
     assert video == {"url": "https://example.com/x/d.mp4?key=1"}
 
 
+def test_a_template_is_explained_but_is_no_command(folder, capsys):
+    graph = with_input(load("scail_api"), 1, "image", "{{picture}}")
+    (folder / "template.json").write_text(json.dumps(graph))
+    assert run(folder, "template") == 0
+    out, told = capsys.readouterr()
+    assert "image: " not in out
+    assert "LoadImage.image: {{picture}} is left out, fill it in" in told
+    assert "Missing 'image'" in told
+    with pytest.raises(InvalidRequest, match="Missing 'image'"):
+        run(folder, "template", "--command")
+
+
 def test_sizes_are_lowered_to_what_the_pipeline_needs():
     warnings: list[str] = []
     fields = {"mode": "scail", "width": 430, "height": 672, "image": "a", "video": "b"}

@@ -24,6 +24,7 @@ from xicon_infer.job_profiles import (
     PRESET_QUALITY,
     PRESETS,
     PROFILES,
+    QUALITY_ALONE,
     SMALL_SHIFT,
     WITHOUT_LORA,
 )
@@ -244,6 +245,8 @@ def _with_defaults(
     if "preset" not in checked and pipeline in PRESETS:
         values["preset"] = PRESETS[pipeline][0]
     preset = checked.get("preset", values["preset"])
+    if "profile" not in checked and preset in QUALITY_ALONE:
+        values["profile"] = "quality"
     profile = checked.get("profile", values["profile"])
     values |= PROFILES[profile].get(pipeline, {})
     if profile == "quality":

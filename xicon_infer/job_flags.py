@@ -16,8 +16,9 @@ from xicon_infer.errors import InvalidRequest
 from xicon_infer.job import Job, make_job, outputs_for
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, Field
 from xicon_infer.job_values import value_from_text
+from xicon_infer.runtime import pick_seed
 
-COMMANDS = ("run", "doctor", "weights")
+COMMANDS = ("run", "doctor", "weights", "import-workflow")
 GPU_HELP = "with --dry-run: plan the memory for this card, as 'RTX 4090' or '24GB'"
 SHELL_FLAGS = {
     "--dry-run": "print the plan and load nothing",
@@ -108,6 +109,7 @@ def jobs_of(options: Mapping[str, Any]) -> list[Job]:
     if len(images) < 2:
         return [make_job(values | ({"image": images[0]} if images else {}))]
     first = make_job(values | {"image": images[0]})
+    values["seed"] = pick_seed(first.seed)  # one for all, so that only the character differs
     paths = outputs_for(first.output, [Path(image) for image in images])
     return [
         make_job(values | {"image": image, "output": str(path)})

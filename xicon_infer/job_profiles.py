@@ -33,6 +33,9 @@ DISTILL_LORAS: Mapping[str, str] = MappingProxyType(
 WITHOUT_LORA: tuple[str, ...] = ("tiny", "1.3b")
 """Presets for which there is no distillation LoRA."""
 
+QUALITY_ALONE: tuple[str, ...] = ("1.3b",)
+"""Presets whose default profile is quality: few steps make nothing without a distillation LoRA."""
+
 # What the authors of SCAIL sample with: Euler, guidance by text alone against an empty negative
 # prompt, the pose present in every step, no distillation.
 _SCAIL_QUALITY: Mapping[str, Value] = {

@@ -68,6 +68,10 @@ def _command(words: list[str], run_job: RunJob | None) -> int:
 
         workers = Workers(progress=lambda: _progress(silent=False))
         return weights_cli.main(words[1:], workers=workers)
+    if words[:1] == ["import-workflow"]:
+        from xicon_infer import workflow_cli
+
+        return workflow_cli.main(words[1:])
     return _run(words[1:] if words[:1] == ["run"] else words, run_job)
 
 

@@ -130,7 +130,7 @@ def import_report(graph: object) -> Imported:
         if is_foreign(value):
             raise refuse(f"Workflow model {shown(value)} is not available", "WORKFLOW_MODEL")
         if not is_available(value, None):
-            message = f"model file {shown(base_name(value))} is not known; the preset's is used"
+            message = f"model file {shown(base_name(value))} is not known, the preset's is used"
             reading.warnings.append(message)
     extra = {node.type for node in nodes.values() if node.type in SIDE}
     more = len(reading.warnings) - _MOST_WARNINGS

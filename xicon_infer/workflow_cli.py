@@ -31,6 +31,8 @@ _WRAPPERS = ("input", "workflow", "prompt")
 _QUIET_OPTIONS = ("preset", "clip_preprocess", "keypoint_model")
 """Options that a worker chooses by itself; leaving them out of a request is no loss."""
 
+_LEFT_OPEN = ("MISSING_FIELD", "DRIVING_VIDEO_REQUIRED")
+
 _DISTILLED = ("distill", "lightx2v")
 """Words in the name of a LoRA that makes few steps enough."""
 
@@ -60,8 +62,13 @@ def main(argv: Sequence[str]) -> int:
     imported = _located(_read(Path(files[0]), warnings), options.get("images_dir"), warnings)
     warnings += imported.warnings
     values = job_values(imported, warnings)
-    job = checked_job(values)
-    warnings += job.warnings
+    try:
+        warnings += checked_job(values).warnings
+    except InvalidRequest as error:
+        # A template leaves pictures to the request; a command needs them.
+        if "command" in options or error.code not in _LEFT_OPEN:
+            raise
+        warnings.append(error.message)
     if "json" in options:
         text = json.dumps({"input": _request(imported, warnings)}, indent=2, ensure_ascii=False)
     elif "command" in options:

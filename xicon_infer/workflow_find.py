@@ -305,8 +305,3 @@ def refuse_maker(node: Node, what: str) -> InvalidRequest:
         return refuse(f"Workflow uses unsupported nodes: {cut(node.type)}")
     place = f"Workflow node '{cut(node.id)}' ({cut(node.type)})"
     return refuse(f"{place} makes {what}; only a file that is loaded is supported")
-
-
-def resize_before(steps: list[tuple[Node, Link]], types: Collection[str]) -> Node | None:
-    """Returns the resize node that acts last on the way of a picture."""
-    return next((node for node, _ in steps if node.type in types), None)
