@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from xicon_infer.checks import needs_of, ready_modes, require, run_checks
+from xicon_infer.checks import CheckNeeds, needs_of, ready_modes, require, run_checks
 from xicon_infer.checks_weights import entries_of
 from xicon_infer.job import Job
 from xicon_infer.media.deliver import BucketConfig, check_bucket
@@ -52,17 +52,13 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
     inputs = Inputs(settings.input_roots)
     files = files_of(settings, inputs)
     needs = needs_of(settings, search_dirs, bucket=_bucket_check(settings, files.bucket))
-    if settings.download:
-        entries = [entry for sets in needs.modes.values() for entry in entries_of(sets)]
-        tools.timed(
-            "download", lambda: pull(entries, download_dir(explicit), progress=SilentProgress())
-        )
-    results = tools.timed("checks", lambda: run_checks(needs))
-    for one in results:
-        level = "INFO" if one.state == "ok" else "WARNING"
-        tools.log.event("start.check", level=level, check=one.name, state=one.state, text=one.text)
-    require(results)
-    modes = ready_modes(needs, results)
+    modes, degraded = settings.modes, False
+    if not tools.dry:
+        if settings.download:
+            entries = [entry for sets in needs.modes.values() for entry in entries_of(sets)]
+            folder = download_dir(explicit)
+            tools.timed("download", lambda: pull(entries, folder, progress=SilentProgress()))
+        modes, degraded = _checked(needs, tools)
     session = WatchedSession()
 
     def run(job: Job, progress: Progress) -> Result:
@@ -70,7 +66,7 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
 
     kernels = tools.timed("kernels", lambda: tuple(p.name for p in probe_backends() if p.available))
     gpu = torch.cuda.is_available()
-    for mode in warm_modes(settings, modes):
+    for mode in () if tools.dry else warm_modes(settings, modes):
         shape = warm_shape(mode, gpu=gpu)
         tools.timed(f"warm {mode}", partial(warm, mode, settings, run, shape=shape))
 
@@ -95,7 +91,7 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
         metrics=tools.metrics,
         judge=judge,
         kernels=kernels,
-        degraded=any(one.state != "ok" for one in results),
+        degraded=degraded,
         modes=modes,
         clock=tools.clock,
     )
@@ -108,6 +104,20 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
         clock=tools.clock,
         signals=True,
     )
+
+
+def _checked(needs: CheckNeeds, tools: Tools) -> tuple[tuple[str, ...], bool]:
+    """Returns the modes that can run here, and whether anything is less than it should be.
+
+    Raises:
+        BackendUnavailable: something that every job needs is missing.
+    """
+    results = tools.timed("checks", lambda: run_checks(needs))
+    for one in results:
+        level = "INFO" if one.state == "ok" else "WARNING"
+        tools.log.event("start.check", level=level, check=one.name, state=one.state, text=one.text)
+    require(results)
+    return ready_modes(needs, results), any(one.state != "ok" for one in results)
 
 
 def _bucket_check(settings: Settings, bucket: BucketConfig | None) -> Callable[[], None] | None:

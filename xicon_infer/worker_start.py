@@ -8,10 +8,12 @@ Source: runpod/runpod-python: serverless/modules/rp_fitness.py, serverless/__ini
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from xicon_infer.errors import XiconError
@@ -44,13 +46,17 @@ class Prepare(Protocol):
 
 @dataclass(frozen=True)
 class Tools:
-    """What the start-up hands on: where to log, what to count, how to send progress, limits."""
+    """What the start-up hands on: where to log, what to count, how to send progress, limits.
+
+    dry: the only job makes no video, so that neither weights nor a GPU are needed.
+    """
 
     log: JsonLog
     metrics: Metrics
     limits: Limits
     send: Send | None
     clock: Callable[[], float] = time.monotonic
+    dry: bool = False
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         """Returns what a step of the start-up returns, and writes down how long it took."""
@@ -84,7 +90,8 @@ def run_worker(
     try:
         settings = read_settings(env)
         log = _log(settings, write)
-        tools = Tools(log, Metrics(clock), _limits(settings), _send(env, argv), clock)
+        dry = not on_platform(env, argv) and is_dry(local_job(argv))
+        tools = Tools(log, Metrics(clock), _limits(settings), _send(env, argv), clock, dry)
         for notice in settings.notices:
             log.event("start.notice", level="WARNING", message=notice)
         if settings.serve_api_locally and "--rp_serve_api" not in argv:
@@ -104,6 +111,29 @@ def on_platform(env: Mapping[str, str], argv: list[str]) -> bool:
     local = any(word.partition("=")[0] in ("--test_input", "--rp_serve_api") for word in argv)
     realtime = env.get("RUNPOD_REALTIME_PORT", "0") != "0"
     return bool(env.get("RUNPOD_WEBHOOK_GET_JOB")) and not local and not realtime
+
+
+def local_job(argv: list[str]) -> Any:
+    """Returns the one job that the SDK will run on this machine, or None.
+
+    It comes from --test_input, else from test_input.json in the working folder.
+    """
+    try:
+        for word, value in zip(argv, [*argv[1:], ""], strict=True):
+            if word.partition("=")[0] == "--test_input":
+                return json.loads(word.partition("=")[2] or value)
+        if any(word.startswith("--rp_serve_api") for word in argv):
+            return None
+        path = Path("test_input.json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError):  # the SDK says what is wrong with it
+        return None
+
+
+def is_dry(job: Any) -> bool:
+    """Returns True if a job only asks for its plan or the health of the worker."""
+    given = job.get("input") if isinstance(job, dict) else None
+    return isinstance(given, dict) and (given.get("dry_run") is True or "action" in given)
 
 
 def _prepare(settings: Settings, tools: Tools) -> Worker:

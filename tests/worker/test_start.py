@@ -185,3 +185,32 @@ def test_only_the_shell_and_the_progress_know_the_sdk():
         if line.strip().startswith(("import runpod", "from runpod"))
     }
     assert users == {"handler.py", "worker_progress.py"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "file", "dry"),
+    [
+        (["handler.py"], {"input": {"dry_run": True}}, True),
+        (["handler.py"], {"input": {"mode": "scail"}}, False),
+        (["handler.py"], None, False),
+        (["handler.py", "--test_input", '{"input": {"dry_run": true}}'], None, True),
+        (["handler.py", '--test_input={"input": {"action": "health"}}'], None, True),
+        (["handler.py", "--test_input", '{"input": {}}'], {"input": {"dry_run": True}}, False),
+        (["handler.py", "--test_input", "not json"], None, False),
+        (["handler.py", "--rp_serve_api"], {"input": {"dry_run": True}}, False),
+    ],
+    ids=str,
+)
+def test_a_plan_alone_needs_no_weights(tmp_path, monkeypatch, argv, file, dry):
+    monkeypatch.chdir(tmp_path)
+    if file is not None:
+        (tmp_path / "test_input.json").write_text(json.dumps(file))
+    begin({}, argv=argv, prepare=ready)
+    assert ready.tools.dry is dry
+
+
+def test_on_the_platform_weights_are_always_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_input.json").write_text(json.dumps({"input": {"dry_run": True}}))
+    begin(PLATFORM, prepare=ready)
+    assert ready.tools.dry is False
