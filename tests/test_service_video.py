@@ -311,6 +311,24 @@ def test_several_characters_share_the_dance(tmp_path, models, character, driving
     np.testing.assert_array_equal(read_clip(results[1].path).frames, read_clip(alone.path).frames)
 
 
+def test_a_session_keeps_the_pose_networks(tmp_path, models, character, driving):
+    session, loaded = Session(), []
+    for number, change in enumerate(({}, {"seed": 3}, {"keypoint_decode": "udp"})):
+        made = dancing(
+            tmp_path,
+            models,
+            character,
+            video=driving,
+            pose_cache=False,
+            output=tmp_path / f"{number}.mp4",
+            **change,
+        )
+        result = run_job(made, SilentProgress(), session)
+        loaded.append("load pose models" in [stage.name for stage in result.stages])
+    assert loaded == [True, False, True]
+    assert len(session.pose_models) == 1
+
+
 def test_a_session_changes_its_pipeline(tmp_path, character):
     session = Session()
     text = job(tmp_path, pipeline="wan_t2v", prompt="a fox", num_frames=1)

@@ -64,7 +64,7 @@ def run_jobs(jobs: Sequence[Job], progress: Progress) -> list[Result]:
 
 def _run(job: Job, recorder: Recorder, device: torch.device, session: Session) -> Result:
     if job.pipeline == "pose":
-        return run_pose_job(job, recorder, device)
+        return run_pose_job(job, recorder, device, session.pose_models)
     if job.pipeline == "scail":
         return run_scail_job(job, recorder, device, session)
     if job.pipeline == "steady_dancer":

@@ -24,7 +24,8 @@ from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
 from xicon_infer.service_inputs import motion_selection, read_drawn_pose, read_motion
 from xicon_infer.service_options import dancer_options, fitted_tiles
 from xicon_infer.service_outputs import Made, driving_row, write_outputs
-from xicon_infer.service_pose import LazyModels, Motion, find_character, find_persons
+from xicon_infer.service_pose import Motion, find_character, find_persons
+from xicon_infer.service_pose_models import KeptModels, LazyModels
 from xicon_infer.service_session import Session
 from xicon_infer.sizes import choose_size
 from xicon_infer.types import Clip, Progress, Result, SilentProgress, Track, UInt8Array
@@ -48,7 +49,9 @@ def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: 
         drawn = _given_poses(job, given, selection, reference, recorder)
     else:
         tracks = given if isinstance(given, list) else None
-        drawn, motion, report = _drawn_poses(job, tracks, reference, options, recorder)
+        drawn, motion, report = _drawn_poses(
+            job, tracks, reference, options, recorder, session.pose_models
+        )
     frames = choose_num_frames(drawn, options, SilentProgress())
     shape = (reference.shape[1], reference.shape[0], frames)
     pipeline = cast(
@@ -134,12 +137,13 @@ def _drawn_poses(
     reference: UInt8Array,
     options: SteadyDancerOptions,
     recorder: Recorder,
+    kept: KeptModels,
 ) -> tuple[PoseVideos, Motion | None, dict[str, Any]]:
     """Returns poses drawn from a motion that is given (tracks), or found in the driving video."""
     motion, character, report, driving_fps = None, None, {}, None
-    networks = LazyModels(job, recorder)
+    networks = LazyModels(job, recorder, kept)
     if tracks is None:
-        found = find_persons(job, recorder)
+        found = find_persons(job, recorder, kept)
         motion = Motion(found.tracks, found.tracks, found.report)
         tracks, report, driving_fps = found.tracks, dict(found.report), found.source_fps
         networks = found.networks

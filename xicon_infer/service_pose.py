@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,9 @@ import torch
 
 from pipelines.pose import (
     MotionOptions,
-    PoseModelOptions,
-    PoseModels,
     align,
     find_reference,
     find_tracks,
-    load_pose_models,
-    model_paths,
     observe,
 )
 from pipelines.pose_cache import cache_key, load_observations, save_observations
@@ -41,8 +36,9 @@ from xicon_infer.pose.observations import Bodies, Boxes, Observation
 from xicon_infer.pose.openpose import to_openpose
 from xicon_infer.pose.render import RenderOptions, iter_render_track
 from xicon_infer.pose.track import MAX_FRAMES, save_tracks
-from xicon_infer.runtime import Recorder, cache_dir, models_dirs
+from xicon_infer.runtime import Recorder, cache_dir
 from xicon_infer.service_files import finish, read_tracks
+from xicon_infer.service_pose_models import KeptModels, LazyModels
 from xicon_infer.types import PoseTrack, Progress, Result, Track, UInt8Array
 
 LONGEST_SIDE = 1280
@@ -86,18 +82,19 @@ class Found:
     source_fps: Fraction
 
 
-def find_persons(job: Job, recorder: Recorder) -> Found:
+def find_persons(job: Job, recorder: Recorder, kept: KeptModels | None = None) -> Found:
     """Returns the persons in the driving video of a job.
 
     Args:
         job: with `finds_poses`.
         recorder: told of stages, steps and warnings.
+        kept: pose networks of jobs before.
 
     Raises:
         WeightsError: a network's file is missing. PoseError: there is nobody to animate.
     """
     assert job.video is not None
-    lazy = LazyModels(job, recorder)
+    lazy = LazyModels(job, recorder, kept)
     selection = motion_selection(job)
     info = probe(job.video, limits=POSE_LIMITS, field="video")
     sizing = looked_at(info.width, info.height)
@@ -115,7 +112,11 @@ def find_persons(job: Job, recorder: Recorder) -> Found:
 
 
 def find_motion(
-    job: Job, image: UInt8Array | None, size: tuple[int, int], recorder: Recorder
+    job: Job,
+    image: UInt8Array | None,
+    size: tuple[int, int],
+    recorder: Recorder,
+    kept: KeptModels | None = None,
 ) -> Motion:
     """Returns the motion in the driving video of a job, fitted to the reference.
 
@@ -124,11 +125,12 @@ def find_motion(
         image: the reference at the size of the result, for alignment; None for none.
         size: (H, W) of the result.
         recorder: told of stages, steps and warnings.
+        kept: pose networks of jobs before.
 
     Raises:
         WeightsError: a network's file is missing. PoseError: there is nobody to animate.
     """
-    found = find_persons(job, recorder)
+    found = find_persons(job, recorder, kept)
     facts, fitted, options = dict(found.report), found.tracks, motion_options(job)
     if image is not None:
         with recorder.stage("fit to the reference"):
@@ -163,7 +165,9 @@ def looked_at(width: int, height: int) -> Sizing:
     return Sizing(even[0], even[1], "stretch", method="area")
 
 
-def run_pose_job(job: Job, recorder: Recorder, device: torch.device) -> Result:
+def run_pose_job(
+    job: Job, recorder: Recorder, device: torch.device, kept: KeptModels | None = None
+) -> Result:
     """Returns the pose video of a job of the pose pipeline, with track, JSON and previews."""
     size = (job.height, job.width)
     image = None
@@ -172,7 +176,7 @@ def run_pose_job(job: Job, recorder: Recorder, device: torch.device) -> Result:
             load_image(job.image, field="image"), width=job.width, height=job.height, fit="crop"
         )
     if job.finds_poses:
-        motion = find_motion(job, image, size, recorder)
+        motion = find_motion(job, image, size, recorder, kept)
     else:
         assert job.track is not None
         tracks = read_tracks(job.track, motion_selection(job))
@@ -221,31 +225,6 @@ def write_motion(
     if "overlay" in temporary:
         pictures = overlay_frames(job, motion.driving, size, recorder.device)
         write_video(temporary["overlay"], pictures, fps=motion.driving[0].fps, crf=job.crf)
-
-
-class LazyModels:
-    """The pose networks of a job, loaded when they are first needed: a cached job needs none."""
-
-    def __init__(self, job: Job, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self.options = PoseModelOptions(
-            job.body_network, job.detector, job.tracker, job.keypoint_model, job.keypoint_decode
-        )
-        self.search_dirs = tuple(models_dirs(job.models_dir))
-
-    @cached_property
-    def paths(self) -> dict[str, Path]:
-        """Returns network -> file."""
-        return model_paths(self.options, self.search_dirs)
-
-    @cached_property
-    def loaded(self) -> PoseModels:
-        """Returns the networks, loaded."""
-        with self.recorder.stage("load pose models"):
-            models = load_pose_models(self.options, self.recorder.device, self.paths)
-        for note in models.notes:
-            self.recorder.warn(note)
-        return models
 
 
 def _observations(

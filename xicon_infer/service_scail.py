@@ -36,7 +36,7 @@ def run_scail_job(job: Job, recorder: Recorder, device: torch.device, session: S
     motion = None
     if pose is None:
         reference = fit_reference(image, options)
-        motion = find_motion(job, reference, reference.shape[:2], recorder)
+        motion = find_motion(job, reference, reference.shape[:2], recorder, session.pose_models)
         pose = motion.tracks
     shape = result_shape(image, pose, options)
     dtype = pick_dtype(job.dtype, device)

@@ -23,17 +23,22 @@ from xicon_infer.job import Job
 from xicon_infer.ops.lora_undo import is_swappable
 from xicon_infer.runtime import Recorder
 from xicon_infer.service_options import load_options
+from xicon_infer.service_pose_models import KeptModels
 
 _LOG = logging.getLogger(__name__)
 
 
 class Session:
-    """The pipeline of the last job, used again where the next one needs the same."""
+    """The pipeline of the last job, used again where the next one needs the same.
+
+    pose_models: the pose networks of the last job that looked at a video.
+    """
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
         self._loras: tuple[Any, ...] = ()
         self._pipeline: Pipeline | None = None
+        self.pose_models: KeptModels = {}
 
     def pipeline(
         self,
@@ -57,6 +62,11 @@ class Session:
             OutOfMemory: no memory plan fits.
         """
         plan = memory_plan(job, device, shape, recorder)
+        if self.pose_models and plan is not None and plan.mode != "resident":
+            # Where memory is short, the pose networks are not worth theirs.
+            self.pose_models.clear()
+            _free_memory()
+            plan = memory_plan(job, device, shape, recorder)
         options = load_options(job, device, dtype, plan)
         pipeline = self._kept(job, options)
         if pipeline is None:
@@ -76,9 +86,7 @@ class Session:
     def close(self) -> None:
         """Lets the pipeline go, and its memory."""
         self._key, self._loras, self._pipeline = None, (), None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
 
     def _kept(self, job: Job, options: LoadOptions) -> Pipeline | None:
         """Returns the loaded pipeline with the LoRAs of the options, or None if it is another."""
@@ -92,6 +100,12 @@ class Session:
             self._loras = ()  # if putting them on fails, the next job does it again
             set_loras(kept.components, options)
         return kept
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def memory_plan(

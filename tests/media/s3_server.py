@@ -163,6 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             return self.hang_up()
         body = self.rfile.read(length)
+        if len(body) < length:  # the sender gave up; the server must not wait for the rest
+            return self.hang_up()
         if fault and fault.kind.isdigit():
             return self.answer(int(fault.kind), _error_body(int(fault.kind)))
         if fault and fault.kind == "page":
