@@ -41,7 +41,7 @@ demo-all: demo  ## the demo, and one short video of every other pipeline (a few 
 		--sheet --overwrite --output $(OUT)/pose.mp4
 
 test: $(VENV)/.installed  ## run every test that needs no GPU, network or real weights
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
 
 lint: $(VENV)/.installed  ## format and lint check
 	$(BIN)/ruff format --check .

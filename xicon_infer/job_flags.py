@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,6 @@ from xicon_infer.errors import InvalidRequest
 from xicon_infer.job import Job, make_job, outputs_for
 from xicon_infer.job_fields import EXAMPLES, FIELDS, GROUPS, Field
 from xicon_infer.job_values import value_from_text
-from xicon_infer.runtime import pick_seed
 
 COMMANDS = ("run", "doctor", "weights", "import-workflow")
 GPU_HELP = "with --dry-run: plan the memory for this card, as 'RTX 4090' or '24GB'"
@@ -90,11 +89,13 @@ def parse(parser: Parser, words: Sequence[str]) -> dict[str, Any]:
     return vars(namespace)
 
 
-def jobs_of(options: Mapping[str, Any]) -> list[Job]:
+def jobs_of(options: Mapping[str, Any], draw: Callable[[int], int] | None = None) -> list[Job]:
     """Returns the jobs of a command: one, or one for each of several references.
 
     Args:
         options: as `parse` gives them.
+        draw: makes a seed of -1 for several references, which share it so that only the character
+            differs; None leaves it to each job.
 
     Raises:
         InvalidRequest: a value is wrong.
@@ -109,7 +110,8 @@ def jobs_of(options: Mapping[str, Any]) -> list[Job]:
     if len(images) < 2:
         return [make_job(values | ({"image": images[0]} if images else {}))]
     first = make_job(values | {"image": images[0]})
-    values["seed"] = pick_seed(first.seed)  # one for all, so that only the character differs
+    if draw is not None and table["seed"].used_by(first.pipeline):
+        values["seed"] = draw(first.seed)
     paths = outputs_for(first.output, [Path(image) for image in images])
     return [
         make_job(values | {"image": image, "output": str(path)})

@@ -24,7 +24,7 @@ from typing import Any
 from xicon_infer.errors import Cancelled, InvalidRequest, XiconError
 from xicon_infer.job import Job, check_files
 from xicon_infer.job_flags import jobs_of, parse, run_parser
-from xicon_infer.runtime import debug_enabled, environment, models_dirs
+from xicon_infer.runtime import debug_enabled, environment, models_dirs, pick_seed
 from xicon_infer.types import Progress, Result, SilentProgress
 
 RunJob = Callable[[Job, Progress], Result]
@@ -77,7 +77,7 @@ def _command(words: list[str], run_job: RunJob | None) -> int:
 
 def _run(words: list[str], run_job: RunJob | None) -> int:
     options = parse(run_parser(), words)
-    jobs = jobs_of(options)
+    jobs = jobs_of(options, pick_seed)
     for job in jobs:
         check_files(job)
     as_json = "json" in options

@@ -10,6 +10,7 @@ from tests.parity import (
     pose_align,
     pose_detect,
     sampling,
+    serving,
     side_files,
     steady_dancer,
     steady_dancer_pose,
@@ -30,5 +31,6 @@ REPLAYS: tuple[Replay, ...] = (
     *pose_detect.REPLAYS,
     *steady_dancer.REPLAYS,
     *steady_dancer_pose.REPLAYS,
+    *serving.REPLAYS,
     *side_files.REPLAYS,
 )
