@@ -105,6 +105,8 @@ WARNINGS: Mapping[str, str] = MappingProxyType(
         "ATTENTION_FALLBACK": "the attention kernels asked for do not run here",
         "MEMORY_FALLBACK": "the memory did not suffice; a slower plan was used",
         "S3_UPLOAD_FAILED": "the bucket failed; the video is in the answer or on the volume",
+        "VOLUME_FAILED": "the volume failed; the video is in the answer or in the bucket",
+        "INLINE_TOO_LARGE": "the video does not fit into the answer and went elsewhere",
         "OUTPUT_REENCODED": "the video was encoded anew to fit into the answer",
         "LIKELY_TOO_LARGE": "the video will probably not fit into an answer",
     }

@@ -96,6 +96,8 @@ def test_a_small_file_arrives_with_its_headers_and_a_link_that_works(small):
     assert not [name for name in put.headers if "checksum" in name or "sdk-checksum" in name]
     assert "aws-chunked" not in put.headers.get("content-encoding", "")
     assert "x-amz-acl" not in put.headers
+    # A connection that is kept outlives its client, and with it the job.
+    assert put.headers["connection"] == "close"
     assert put.headers["authorization"].startswith("AWS4-HMAC-SHA256")
 
 
