@@ -14,6 +14,7 @@ from xicon_infer.checks import CheckNeeds, needs_of, ready_modes, require, run_c
 from xicon_infer.checks_weights import entries_of
 from xicon_infer.job import Job
 from xicon_infer.media.deliver import BucketConfig, check_bucket
+from xicon_infer.media.deliver_volume import remove_leftovers
 from xicon_infer.media.fetch_folder import clean_leftovers
 from xicon_infer.ops.attention import probe_backends
 from xicon_infer.request import RequestContext
@@ -44,8 +45,10 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
     for name in ("xicon_infer", "pipelines"):
         logging.getLogger(name).addHandler(Bridge(tools.log))
     removed = tools.timed("clean", lambda: clean_leftovers(settings.tmp))
+    if settings.output_dir is not None:
+        removed += remove_leftovers(settings.output_dir)
     if removed:
-        tools.log.event("start.cleaned", folders=removed)
+        tools.log.event("start.cleaned", removed=removed)
     judge = load_judge(settings.moderation)
     explicit = settings.models_dir[0] if settings.models_dir else None
     search_dirs = models_dirs(explicit)
