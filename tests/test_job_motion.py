@@ -227,7 +227,9 @@ def test_wrong_detectors(value: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGE)
-@pytest.mark.parametrize("value", [3.5, [], {}, object(), "garbage"], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [3.5, [], {}, object(), "garbage"], ids=lambda v: type(v).__name__
+)
 def test_wrong_values(name: str, value: Any) -> None:
     error = refused(reader(name), **{name: value})
     assert error.field == name
