@@ -347,7 +347,7 @@ def _nothing_fits(
     if allow.tile is True and best.needs.decode(1, tile=False) < best.needs.decode(1, tile=True):
         changes.append("no tiles, which here take more")
     width, height, frames = fits_hint(best.needs, usable, host_bytes)
-    if width:
+    if width and (width, height, frames) != (work.width, work.height, work.num_frames):
         changes.append(f"{width}x{height} with {frames} frames, which would fit streamed")
     advice = "; use " + ", or ".join(changes) if changes else "; no size fits, use a larger card"
     return OutOfMemory(f"'memory' {request!r}: {on_device}{advice}", field="memory")

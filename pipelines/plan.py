@@ -83,8 +83,8 @@ def make_plan(job: Job, *, search_dirs: Sequence[Path] = (), gpu: str | None = N
         forwards=sum(step.forwards for step in steps),
         stages=stages,
         total_flops=sum(stage.flops for stage in stages),
-        peak_memory_bytes=max(stage.weight_bytes + stage.work_bytes for stage in stages),
-        resident_memory_bytes=_resident(stages),
+        peak_memory_bytes=_peak(stages),
+        resident_memory_bytes=max(_resident(stages), _peak(stages)),
         files=_files(job, search_dirs),
         outputs=job.outputs(),
         warnings=(*job.warnings, *warnings),
@@ -250,6 +250,11 @@ def _folder_frames(job: Job, folder: Path) -> tuple[int, Fraction]:
             code="OUT_OF_RANGE",
         )
     return min(taken, job.max_frames or taken), job.frame_rate or Fraction(16)
+
+
+def _peak(stages: Sequence[StagePlan]) -> int:
+    """Returns the memory with one component on the device at a time."""
+    return max(stage.weight_bytes + stage.work_bytes for stage in stages)
 
 
 def _resident(stages: Sequence[StagePlan]) -> int:

@@ -28,15 +28,19 @@ def _lines(plan: Plan) -> Iterator[str]:
     else:
         forwards = ""
     yield f"work       {forwards}{_flops(plan.total_flops)} in all"
-    yield (
-        f"memory     {_bytes(plan.peak_memory_bytes)} with one model on the device at a time, "
-        f"{_bytes(plan.resident_memory_bytes)} with all"
-    )
+    if not plan.memory:  # the plan for a card counts more closely
+        yield (
+            f"memory     {_bytes(plan.peak_memory_bytes)} with one model on the device at a time, "
+            f"{_bytes(plan.resident_memory_bytes)} with all"
+        )
     for number, line in enumerate(plan.memory):
         yield f"{'card' if not number else '':<11}{line}"
     if plan.steps:
         yield ""
-        yield "step   timestep  windows  latent frames  pose  reference    tokens      work"
+        yield (
+            "step    timestep  windows  passes  latent frames  pose  reference    tokens"
+            "          work"
+        )
         yield from _step_lines(plan.steps)
     yield ""
     yield f"{'stage':<28}{'work':>12}{'weights':>12}{'tensors':>12}"
@@ -73,7 +77,8 @@ def _step_lines(steps: Sequence[StepPlan]) -> Iterator[str]:
 
 
 def _same(a: StepPlan, b: StepPlan) -> bool:
-    return (a.windows, a.pose, a.reference) == (b.windows, b.pose, b.reference)
+    first = (a.windows, a.forwards, a.pose, a.reference)
+    return first == (b.windows, b.forwards, b.pose, b.reference)
 
 
 def _step_line(first: int, last: int, steps: Sequence[StepPlan]) -> str:
@@ -82,8 +87,8 @@ def _step_line(first: int, last: int, steps: Sequence[StepPlan]) -> str:
     frames = "/".join(str(n) for n in sorted(set(step.windows)))
     work = sum(s.flops for s in steps[first : last + 1])
     return (
-        f"{number:<5}{step.timestep:>10.1f}{len(step.windows):>9}{frames:>15}"
-        f"{_yes(step.pose):>6}{_yes(step.reference):>11}{step.tokens:>10,}{_flops(work):>10}"
+        f"{number:<6}{step.timestep:>10.1f}{len(step.windows):>9}{step.forwards:>8}{frames:>15}"
+        f"{_yes(step.pose):>6}{_yes(step.reference):>11}{step.tokens:>10,}{_flops(work):>14}"
     )
 
 

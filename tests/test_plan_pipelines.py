@@ -39,6 +39,8 @@ def test_steady_dancer_counts_its_branches(folder: Path, base: dict[str, Any]) -
     assert plan.forwards == 91
     assert [step.forwards for step in plan.steps][4:7] == [2, 3, 3]
     assert plan.num_frames == 17
+    rows = [line.split() for line in format_plan(plan).splitlines()]
+    assert [row[3] for row in rows if row and row[0] in ("0-4", "5-15", "16-39")] == ["2", "3", "2"]
     hw = 416 * 672 // 256
     assert plan.tokens == (5 + 2) * hw
     work = {stage.name: stage.flops for stage in plan.stages}

@@ -181,10 +181,12 @@ def test_a_pose_video_needs_no_drawing_and_has_nothing_to_guide_away_from():
     fields = {"mode": "steady_dancer", "image": IMAGE, "pose_video": VIDEO}
     plain = parse(fields)
     assert job_of(plain).condition_guide_scale == 0
-    assert (job_of(plain).warnings, adapted(plain)) == ((), [])
+    off = ("VALUE_ADAPTED", "condition_guide_scale")
+    assert (job_of(plain).warnings, adapted(plain)) == ((), [off])
+    assert adapted(parse({**fields, "condition_guide_scale": 0})) == []
     asked = parse({**fields, "condition_guide_scale": 2, "draw_face": False})
     assert job_of(asked).condition_guide_scale == 0
-    told = [("UNUSED_FIELD", "draw_face"), ("UNUSED_FIELD", "condition_guide_scale")]
+    told = [("UNUSED_FIELD", "draw_face"), off]
     assert adapted(asked) == told
 
 
@@ -301,3 +303,16 @@ def test_tables_fit_together():
         if field.kind in ("integer", "number") and field.name not in ("shift", "context_overlap"):
             assert (field.low, field.high) == (option.low, option.high), field.name
     assert set(DISTILL_LORAS) == {PIPELINES[mode] for mode in MODES} - {"pose"}
+
+
+def test_a_worker_of_the_small_model_samples_as_it_was_trained() -> None:
+    fields = {"mode": "wan_t2v", "prompt": "a fox"}
+    env = {"XICON_PRESET": "1.3b", "XICON_MODES": "wan_t2v"}
+    small = parse(fields, env)
+    assert (small.resolved["profile"], small.resolved["steps"], small.resolved["cfg"]) == (
+        "quality",
+        50,
+        5.0,
+    )
+    assert parse({**fields, "profile": "fast"}, env).resolved["profile"] == "fast"
+    assert parse(fields).resolved["profile"] == "fast"

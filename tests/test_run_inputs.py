@@ -127,3 +127,30 @@ def test_a_workflow_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "import-workflow" in capsys.readouterr().out
     assert main(["import-workflow", str(tmp_path / "absent.json")]) != 0
     assert "absent.json" in capsys.readouterr().err
+
+
+def test_references_may_be_given_one_by_one(folder: Path, tmp_path: Path) -> None:
+    spy = Spy()
+    images = ["--image", str(folder / "ref.png"), "--image", str(folder / "other.png")]
+    assert main([*dance_words(folder, tmp_path), *images, "--quiet"], run_job=spy) == 0
+    assert [job.image.name for job in spy.jobs if job.image] == ["ref.png", "other.png"]
+
+
+def test_a_damaged_reference_is_found_before_the_first_job(folder: Path, tmp_path: Path) -> None:
+    spy = Spy()
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG no picture")
+    images = ["--image", str(folder / "ref.png"), str(bad)]
+    assert main([*dance_words(folder, tmp_path), *images, "--quiet"], run_job=spy) == 3
+    assert spy.jobs == []
+
+
+def test_a_kernel_that_is_not_there_is_told_before_loading(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--pipeline", "wan_t2v", "--prompt", "a fox", "--preset", "tiny"]
+    words += ["--attention", "flash3", "--output", str(tmp_path / "o.mp4")]
+    assert main(words) == 6
+    told = capsys.readouterr().err
+    assert "flash3" in told
+    assert "load models" not in told

@@ -140,4 +140,5 @@ def _argument(option: Field) -> dict[str, Any]:
         text += default
     store = "append" if option.kind == "loras" else "store"
     several = {"nargs": "+"} if option.name == "image" else {}
+    store = "extend" if several else store
     return {"dest": option.name, "action": store, "metavar": metavar, "help": text, **several}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from xicon_infer.job_profiles import QUALITY_ALONE
 from xicon_infer.request_field import RequestField
 from xicon_infer.request_fields import (
     FLAT_SIZE,
@@ -42,6 +43,8 @@ def default_of(
     by_worker = _of_worker(field, mode, settings, quality=quality)
     if by_worker is not None:
         return by_worker
+    if field.name == "profile" and settings.preset_for(mode) in QUALITY_ALONE:
+        return "quality"
     if quality and field.name == "steps":
         return QUALITY_STEPS[mode]
     if quality and field.name == "cfg":

@@ -110,9 +110,12 @@ def _sampling_adaptations(resolved: Mapping[str, Any]) -> list[RequestWarning]:
     if full and resolved["profile"] == "fast":
         message = f"with {MAX_LORAS} LoRAs there is no room for that of profile fast"
         found.append(RequestWarning("VALUE_ADAPTED", message, "loras"))
-    if _lone_pose(resolved) and resolved["condition_guide_scale"] != 1.0:
-        message = "'condition_guide_scale' needs a driving video without 'pose_video'"
-        found.append(RequestWarning("UNUSED_FIELD", message, "condition_guide_scale"))
+    if _lone_pose(resolved) and resolved["condition_guide_scale"] > 0:
+        message = (
+            "'condition_guide_scale' is off: a 'pose_video' has no varied pose to guide away from; "
+            "send the driving video alone"
+        )
+        found.append(RequestWarning("VALUE_ADAPTED", message, "condition_guide_scale"))
     return found
 
 

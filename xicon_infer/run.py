@@ -80,9 +80,17 @@ def _run(words: list[str], run_job: RunJob | None) -> int:
     jobs = jobs_of(options, pick_seed)
     for job in jobs:
         check_files(job)
+    if len(jobs) > 1:  # a damaged picture must not be found after the first video
+        from xicon_infer.media.image import load_image
+
+        for job in jobs:
+            if job.image is not None:
+                load_image(job.image)
     as_json = "json" in options
     if "gpu" in options and "dry_run" not in options:
         raise InvalidRequest("'gpu' needs --dry-run: it plans for a card", field="gpu")
+    if "gpu" in options and options.get("device") == "cpu":
+        raise InvalidRequest("'gpu' and --device cpu contradict each other", field="gpu")
     if "dry_run" in options:
         from pipelines.plan import make_plan
         from pipelines.plan_text import format_plan

@@ -12,13 +12,17 @@ import torch
 
 from xicon_infer.errors import OutOfMemory
 from xicon_infer.job import Job
-from xicon_infer.runtime import Recorder, pick_device
+from xicon_infer.ops.attention import choose_backend
+from xicon_infer.runtime import Recorder, pick_device, pick_dtype
 from xicon_infer.service_dancer import run_dancer_job
 from xicon_infer.service_pose import run_pose_job
 from xicon_infer.service_scail import run_scail_job
 from xicon_infer.service_session import Session
 from xicon_infer.service_wan import run_wan_job
 from xicon_infer.types import Progress, Result
+
+HEAD_DIM = 128
+"""Of every published transformer and of the tiny ones."""
 
 
 def run_job(job: Job, progress: Progress, session: Session | None = None) -> Result:
@@ -36,6 +40,8 @@ def run_job(job: Job, progress: Progress, session: Session | None = None) -> Res
     recorder = Recorder(progress, device)
     for warning in job.warnings:
         recorder.warn(warning)
+    if job.pipeline != "pose":  # a kernel that is not there is found before minutes of loading
+        choose_backend(job.attention, device, pick_dtype(job.dtype, device), HEAD_DIM)
     try:
         return _run(job, recorder, device, session or Session())
     except (torch.OutOfMemoryError, MemoryError) as error:

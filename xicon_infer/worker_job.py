@@ -178,7 +178,7 @@ class RealJobs:
         parts.metrics.add("xicon_errors_total", code=code)
         outcome = "cancelled" if isinstance(error, Cancelled) else "failed"
         parts.metrics.add("xicon_jobs_total", mode="", outcome=outcome)
-        bug = not known or error.__cause__ is not None
+        bug = not known or code in ("INTERNAL", "GPU_ERROR")
         shown = "".join(traceback.format_exception(error)) if bug else None
         parts.log.event(
             "job.failed",

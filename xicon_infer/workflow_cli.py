@@ -28,9 +28,6 @@ _MAX_BYTES = 64 * 1024 * 1024
 _WRAPPERS = ("input", "workflow", "prompt")
 """Keys under which workers and ComfyUI's own API take a graph."""
 
-_QUIET_OPTIONS = ("preset", "clip_preprocess", "keypoint_model")
-"""Options that a worker chooses by itself; leaving them out of a request is no loss."""
-
 _LEFT_OPEN = ("MISSING_FIELD", "DRIVING_VIDEO_REQUIRED")
 
 _DISTILLED = ("distill", "lightx2v")
@@ -215,8 +212,11 @@ def _request(imported: Imported, warnings: list[str]) -> dict[str, Any]:
     if fields.get("fps") == "source":
         del fields["fps"]
         warnings.append("'fps' of the video itself is no value of a request: 16 is its default")
-    lost = sorted(set(imported.options) - set(_QUIET_OPTIONS))
-    warnings += [f"'{name}' is no field of a request; only --command has it" for name in lost]
+    for name, value in sorted(imported.options.items()):
+        setting = "; set XICON_PRESET on the worker" if name == "preset" else ""
+        warnings.append(
+            f"'{name}' {value} is no field of a request; only --command has it{setting}"
+        )
     return fields
 
 

@@ -87,11 +87,12 @@ def check_file(entry: FileEntry, path: Path) -> Verdict:
         entry: whose file it is.
         path: the file.
     """
+    size = 0
     try:
         size = path.stat().st_size
         _check_content(entry, path)
     except (WeightsError, OSError) as error:
-        return Verdict(entry.id, path, "fault", _reason(error, path), 0)
+        return Verdict(entry.id, path, "fault", _reason(error, path), size)
     verdict = Verdict(entry.id, path, "ok", "size and header", size)
     if entry.size_bytes is None:
         return replace(verdict, state="unpinned", text="header; no size is pinned")
