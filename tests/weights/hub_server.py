@@ -83,7 +83,11 @@ class Server:
         self.sent = Counter()
         self.lock = threading.Lock()
         self.hosts = [self._start(), self._start()]
-        self.url, self.cdn = (f"http://127.0.0.1:{host.server_port}" for host in self.hosts)
+        # By two names: older versions of the hub's library compare hosts without their ports, and
+        # ask a CDN on the hub's own host for what only the hub knows.
+        hub, cdn = self.hosts
+        self.url = f"http://127.0.0.1:{hub.server_port}"
+        self.cdn = f"http://localhost:{cdn.server_port}"
 
     def _start(self):
         server = self
