@@ -260,7 +260,8 @@ class Worker:
     def on_sigterm(self, number: int, frame: Any) -> None:
         """Takes no more jobs; stops the one that runs, unless it ends within 30 s by its estimate.
 
-        It logs nothing: a signal comes in the middle of anything.
+        An estimate can be wrong, so the job is stopped then if it still runs. It logs nothing: a
+        signal comes in the middle of anything.
         """
         self._stopping = True
         running = self._running
@@ -268,6 +269,8 @@ class Worker:
             remaining = running.progress.remaining_s
             if remaining is None or remaining > SHORT_S:
                 running.flag.stop(STOPPING)
+            else:
+                running.flag.stop_in(STOPPING, SHORT_S)
         if callable(self._before):
             self._before(number, frame)
         elif running is None:

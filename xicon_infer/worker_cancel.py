@@ -32,6 +32,7 @@ class CancelFlag:
         self._clock = clock
         self._limit_s = math.inf
         self._end = math.inf
+        self._later = ("", math.inf)
 
     def limit(self, seconds: float) -> None:
         """Ends the job with JOB_TIMEOUT that many seconds from now."""
@@ -41,10 +42,20 @@ class CancelFlag:
         """Ends the job at its next check; the first reason stays."""
         self.code = self.code or code
 
+    def stop_in(self, code: str, seconds: float) -> None:
+        """Ends the job at its first check that many seconds from now, unless it ended by then."""
+        self._later = (code, self._clock() + seconds)
+
     @property
     def reason(self) -> str:
         """The code to end with now, "" to go on."""
-        return self.code or (TIMEOUT if self._clock() >= self._end else "")
+        if self.code:
+            return self.code
+        now = self._clock()
+        code, moment = self._later
+        if now >= moment:
+            return code
+        return TIMEOUT if now >= self._end else ""
 
     def check(self) -> None:
         """Does nothing while the job may go on.

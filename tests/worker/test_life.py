@@ -296,8 +296,16 @@ def test_sigterm_stops_a_long_job_and_goes_on_to_the_sdk():
     assert jobs.events == ["start a", "end a"], "no job is taken any more"
 
 
-@pytest.mark.parametrize(("spent_s", "ends"), [(10, "success"), (900, "WORKER_STOPPING")])
-def test_sigterm_lets_a_job_end_that_is_nearly_done(spent_s, ends):
+@pytest.mark.parametrize(
+    ("spent_s", "late_s", "ends"),
+    [
+        (10, 0, "success"),
+        (900, 0, "WORKER_STOPPING"),
+        (10, 29, "success"),
+        (10, 30, "WORKER_STOPPING"),  # the estimate was wrong: no more time than was given
+    ],
+)
+def test_sigterm_lets_a_job_end_that_is_nearly_done(spent_s, late_s, ends):
     jobs, clock = FakeJobs(), Clock()
     signals = _Signals(jobs, clock)
 
@@ -307,6 +315,7 @@ def test_sigterm_lets_a_job_end_that_is_nearly_done(spent_s, ends):
             progress.step(99, 100)  # 84 percent of the whole
             jobs.started.set()
             assert jobs.go_on.wait(WAIT_S)
+            clock.now += late_s
             progress.step(100, 100)
         return {"status": "success"}
 
