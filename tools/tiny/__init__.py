@@ -1,0 +1,1 @@
+"""The tiny trained model: a drawn world, training on it, and measuring against it."""
