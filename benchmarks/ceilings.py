@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks.fp8_linear import SHAPES
 from benchmarks.machine import RESULTS, environment, median_seconds, write
 from xicon_infer.formulas import Ceiling
-from xicon_infer.ops.attention import attention, kernel_context, probe_backends
+from xicon_infer.ops.attention import EIGHT_BIT, attention, kernel_context, probe_backends
 from xicon_infer.ops.linear import quantize_weight
 
 # How often a block calls each layer: cross-attention adds its own q and o to the o of
@@ -161,14 +161,16 @@ def ceiling_of(report: dict[str, Any]) -> Ceiling | None:
 
     fp8: the faster scaling, over the products of one block in the shares in which it calls them.
     """
-    rates = [case["flop_per_s"] for case in report["attention"].values() if "flop_per_s" in case]
+    cases = {name: case for name, case in report["attention"].items() if "flop_per_s" in case}
+    rates = [case["flop_per_s"] for name, case in cases.items() if name not in EIGHT_BIT]
+    narrow = [case["flop_per_s"] for name, case in cases.items() if name in EIGHT_BIT]
     if not rates:
         return None
     return Ceiling(
         gemm_bf16=report["gemm_bf16"]["flop_per_s"],
         gemm_fp8=_block_rate(report["gemm_fp8"]),
         attention_16bit=max(rates),
-        attention_8bit=None,
+        attention_8bit=max(narrow, default=None),
         memory=report["copy"]["device_gb_per_s"] * 1e9,
     )
 

@@ -38,6 +38,7 @@ from benchmarks.dit_models import (
     candidate,
 )
 from benchmarks.dit_process import Process, WorkerFailed
+from benchmarks.dit_switches import switches
 from benchmarks.machine import LEAST_CLOCK, RESULTS, ROOT, environment, spread, write
 from xicon_infer.formulas import (
     H100,
@@ -48,6 +49,7 @@ from xicon_infer.formulas import (
     forward_flops,
     weight_bytes,
 )
+from xicon_infer.ops.attention import EIGHT_BIT
 
 TOKENS = (32760, 29757, 24024, 7917)
 TINY_TOKENS = (48, 32)
@@ -80,6 +82,7 @@ def main() -> None:
     report["processes"] = "kept" if pool.keep else "started anew each turn"
     try:
         for _ in steps(args, pool, report, ends):
+            report["switches"] = switches(report)
             write(report, path)
     finally:
         pool.close()
@@ -155,12 +158,15 @@ def ceilings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def usable(args: argparse.Namespace, report: dict[str, Any]) -> list[Candidate]:
-    """Returns the candidates whose engine is installed; the others are named in the report."""
-    chosen: list[Candidate] = list(args.candidates)
-    if find_spec("diffusers") is None:
-        for each in [each for each in chosen if each.engine == "diffusers"]:
-            chosen.remove(each)
-            report["left_out"].append(f"{each.name}: the package diffusers is not installed")
+    """Returns the candidates whose packages are installed; the others are named in the report."""
+    chosen: list[Candidate] = []
+    for each in args.candidates:
+        missing = [name for name in each.needs if find_spec(name) is None]
+        if missing:
+            says = f"{each.name}: the package {missing[0]} is not installed"
+            report["left_out"].append(says)
+        else:
+            chosen.append(each)
     report["candidates"] = {each.name: each.says for each in chosen}
     report["results"] = {str(tokens): {} for tokens in args.tokens}
     report["errors"], report["breakdown"] = {}, {}
@@ -287,12 +293,12 @@ def planned(
             for each in chosen:
                 yield each, order, f"{each.name}, {tokens} tokens, turn {turn + 1}"
     for each in chosen:
+        if not args.no_errors:
+            yield each, {"do": "error"}, f"{each.name}, error"
+    for each in chosen:
         if not args.no_profile:
             order = {"do": "profile", "tokens": args.tokens[0]}
             yield each, order, f"{each.name}, breakdown"
-    for each in chosen:
-        if not args.no_errors:
-            yield each, {"do": "error"}, f"{each.name}, error"
 
 
 def keep_answer(
@@ -337,11 +343,19 @@ def figures(
         "turns_not_counted": len(results[name]["turns"]) - len(counted),
         "tflop_per_s": round(forward_flops(shape, tokens) / forward / 1e12, 4),
         "peak_allocated_bytes": max(turn["peak_allocated_bytes"] for turn in counted),
+        "peak_reserved_bytes": max(turn.get("peak_reserved_bytes") or 0 for turn in counted),
         "spec_floor_s": round(floor_seconds(shape, tokens, H100, fp8=each.fp8_products), 4),
     }
+    eight = counted[-1].get("attention") in EIGHT_BIT
+    found["attention"] = counted[-1].get("attention")
     if ceiling is not None and (ceiling.gemm_fp8 or not each.fp8_products):
-        floor = floor_seconds(shape, tokens, ceiling, fp8=each.fp8_products)
-        found |= {"floor_s": floor, "times_the_floor": round(forward / floor, 3)}
+        eight = eight and ceiling.attention_8bit is not None
+        floor = floor_seconds(shape, tokens, ceiling, fp8=each.fp8_products, attention_8bit=eight)
+        found |= {
+            "floor_s": floor,
+            "times_the_floor": round(forward / floor, 3),
+            "share_of_the_floor": round(floor / forward, 4),
+        }
     if BASELINE in results:
         base = [s for turn in counted_turns(results[BASELINE]["turns"]) for s in turn["seconds"]]
         found["speed_up"] = round(scale * median(base) / forward, 3)

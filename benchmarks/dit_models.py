@@ -50,8 +50,9 @@ class Candidate:
     """One way to hold and run the transformer.
 
     name. engine: whose code. matmul: how fp8 weights multiply; None: weights in bf16. fuse: one
-    product for q, k and v. compiled: torch.compile of the repeated block. attention: a kernel of
-    ours; diffusers with best flags chooses among its own. gate: the most relative error allowed.
+    product for q, k and v. compiled: torch.compile of the repeated block. kernels: of ours, between
+    the products. attention: a kernel of ours; diffusers with best flags chooses among its own.
+    gate: the most relative error allowed. needs: packages besides our own.
     """
 
     name: str
@@ -60,31 +61,49 @@ class Candidate:
     matmul: Matmul | None = None
     fuse: bool = False
     compiled: bool = False
+    kernels: Literal["eager", "triton"] = "eager"
     attention: str = "auto"
     gate: float = 1e-2
+    needs: tuple[str, ...] = ()
 
     @property
     def fp8_products(self) -> bool:
         """Returns True if the linear layers multiply in fp8."""
-        return self.matmul not in (None, "dequant")
+        return self.matmul not in (None, "dequant") or TORCHAO in self.needs
 
 
+TORCHAO = "torchao"
 BASELINE = "B0"
+SWITCHED = "O1"
+"""What each optimisation is put on alone."""
+
 CANDIDATES = {
     each.name: each
     for each in (
-        Candidate("B0", "diffusers", "diffusers, bf16, as it comes"),
+        Candidate("B0", "diffusers", "diffusers, bf16, as it comes", needs=("diffusers",)),
         Candidate(
             "B1",
             "diffusers",
             "diffusers, bf16, best attention kernel, fused projections, compiled blocks",
             fuse=True,
             compiled=True,
+            needs=("diffusers",),
         ),
-        Candidate("O1", "ours", "bf16"),
+        Candidate(
+            "B2",
+            "diffusers",
+            "B1 with fp8 products by torchao, scale per row",
+            fuse=True,
+            compiled=True,
+            gate=4e-2,
+            needs=("diffusers", TORCHAO),
+        ),
+        Candidate("O1", "ours", "bf16, PyTorch between the products"),
         Candidate("O1f", "ours", "bf16, fused q, k, v", fuse=True),
         Candidate("O1c", "ours", "bf16, compiled blocks", compiled=True),
         Candidate("O1fc", "ours", "bf16, fused and compiled", fuse=True, compiled=True),
+        Candidate("O1t", "ours", "bf16, our kernels", kernels="triton"),
+        Candidate("O1ft", "ours", "bf16, fused, our kernels", fuse=True, kernels="triton"),
         Candidate("O2", "ours", "fp8 storage, dequantised at each call", "dequant", gate=4e-2),
         Candidate("O3r", "ours", "fp8 products, scale per row", "scaled_mm_row", gate=4e-2),
         Candidate("O3t", "ours", "fp8 products, scale per tensor", "scaled_mm_tensor", gate=4e-2),
@@ -95,6 +114,25 @@ CANDIDATES = {
             "scaled_mm_row",
             compiled=True,
             gate=4e-2,
+        ),
+        Candidate(
+            "O3",
+            "ours",
+            "fp8 products, scale per row, fused q, k, v, our kernels",
+            "scaled_mm_row",
+            fuse=True,
+            kernels="triton",
+            gate=4e-2,
+        ),
+        Candidate(
+            "O4",
+            "ours",
+            "O3 with 8-bit attention",
+            "scaled_mm_row",
+            fuse=True,
+            kernels="triton",
+            attention="auto8",
+            gate=6e-2,
         ),
     )
 }
@@ -120,10 +158,14 @@ def candidate(name: str) -> Candidate:
 
 
 class Built(NamedTuple):
-    """A model that is ready: one forward pass over a grid of tokens, and its attention kernel."""
+    """A model that is ready: one forward pass over a grid of tokens, and its attention kernel.
+
+    model: the transformer itself, where it is ours.
+    """
 
     forward: Callable[[tuple[int, int, int]], Tensor]
     attention: str
+    model: Any = None
 
 
 def build_candidate(
@@ -147,6 +189,7 @@ def build_ours(found: Candidate, shape: DitShape, device: str, *, exact: bool) -
     The weights that only they need are dropped then, as the memory plan of a job does.
     """
     fp8 = found.matmul if not exact else None
+    kernels = "eager" if exact else found.kernels
     policy = dit_policy(torch.float32 if exact else torch.bfloat16)
     with torch.device("meta"):
         model = WanTransformer(wan_config(shape)).eval().requires_grad_(False)
@@ -171,6 +214,7 @@ def build_ours(found: Candidate, shape: DitShape, device: str, *, exact: bool) -
         use_matmul(model, fp8, torch.device(device))
     told = inputs((1, 4, 4), shape, device)
     model.attention_request = "auto" if exact else found.attention
+    model.kernels_request = kernels
     dtype = model.dtype
     context = model.encode_context([told["text"][0].to(dtype)], told["image"].to(dtype))
     for layer in kv_layers(model.layers):
@@ -186,7 +230,7 @@ def build_ours(found: Candidate, shape: DitShape, device: str, *, exact: bool) -
         latents, condition = told["latents"].split((LATENT_CHANNELS, shape.in_channels - 16), 1)
         return model(latents, told["timestep"], context, condition)
 
-    return Built(forward, model.backend)
+    return Built(forward, model.backend, model)
 
 
 def wan_config(shape: DitShape) -> WanConfig:
@@ -234,6 +278,8 @@ def build_diffusers(found: Candidate, shape: DitShape, device: str, *, exact: bo
     best = found.compiled and not exact
     if best:
         model.fuse_qkv_projections()
+    if TORCHAO in found.needs and not exact:
+        use_torchao(model)
 
     def forward(grid: tuple[int, int, int]) -> Tensor:
         told = inputs(grid, shape, device)
@@ -251,6 +297,17 @@ def build_diffusers(found: Candidate, shape: DitShape, device: str, *, exact: bo
     kernel = choose_attention(model, lambda: forward((1, 4, 4)))
     model.compile_repeated_blocks(**compile_options(device))
     return Built(forward, kernel)
+
+
+def use_torchao(model: Any) -> None:
+    """Has the linear layers of the blocks multiply in fp8, with dynamic scales per row."""
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        PerRow,
+        quantize_,
+    )
+
+    quantize_(model.blocks, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
 
 
 def choose_attention(model: Any, attempt: Callable[[], Tensor]) -> str:

@@ -24,6 +24,7 @@ from benchmarks.dit_models import (
     SHAPE,
     TINY_GRIDS,
     TINY_SHAPE,
+    Built,
     build_candidate,
     candidate,
 )
@@ -70,13 +71,15 @@ def answers(args: argparse.Namespace, orders: Iterator[dict[str, Any]]) -> Itera
     grids = TINY_GRIDS if args.tiny else GRIDS
     with torch.inference_mode():
         before = reset_peak(args.device)
-        forward, attention = build_candidate(found, shape, args.device)
+        built = build_candidate(found, shape, args.device)
+        forward = built.forward
         release(args.device)
         reset_peak(args.device)
-        yield {"attention": attention, "weight_bytes": peak_bytes(args.device) - before}
+        yield {"attention": built.attention, "weight_bytes": peak_bytes(args.device) - before}
         for order in orders:
             if order["do"] == "time":
-                yield timed_turn(forward, grids[order["tokens"]], order, args.device)
+                turn = timed_turn(forward, grids[order["tokens"]], order, args.device)
+                yield turn | kernels_of(built)
             elif order["do"] == "profile":
                 yield breakdown(forward, grids[order["tokens"]], args)
             else:
@@ -107,6 +110,13 @@ def timed_turn(
         "peak_allocated_bytes": peak_bytes(device),
         "peak_reserved_bytes": torch.cuda.max_memory_reserved() if device == "cuda" else None,
     }
+
+
+def kernels_of(built: Built) -> dict[str, str]:
+    """Returns what a pass ran with; attention may be chosen by the length, at its first pass."""
+    if built.model is None:
+        return {"attention": built.attention}
+    return {"attention": built.model.backend, "kernels": built.model.kernels}
 
 
 def slice_error(args: argparse.Namespace) -> float:

@@ -1,8 +1,9 @@
 """Runs every benchmark that needs a GPU, in order of value, within one time budget.
 
 Each part has at most its own seconds and what is left of the whole; what does not fit, and what
-needs a package that is not here, is skipped with a sentence, and the rest goes on. Writes three
-files, anew after each part: `gpu_suite.json` (every result file of every part), `gpu_suite.md`
+needs a package that is not here, is skipped with a sentence, and the rest goes on. A dry run only
+asks whether everything runs: there the whole is the one limit. Writes three files, anew after each
+part: `gpu_suite.json` (every result file of every part), `gpu_suite.md`
 (the figures as tables) and `gpu_suite.log` (what the parts printed).
 
     python -m benchmarks.gpu_suite --out /tmp/suite
@@ -23,7 +24,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,113 +31,14 @@ from typing import Any, TextIO
 
 import torch
 
+from benchmarks.gpu_suite_parts import PARTS, Part
 from benchmarks.gpu_suite_summary import summary
 from benchmarks.machine import RESULTS, ROOT, environment, write
 
 LEAST_SECONDS = 10.0
 """A part is not begun with less."""
 
-
-@dataclass(frozen=True)
-class Part:
-    """One command of the suite.
-
-    name. seconds: the most it may take. command: words behind "python -m", with {work} for the
-    folder of its results, {tests} for the test files with GPU tests. dry: the same, small and on
-    a CPU; None: there is no such form, for the reason `why_not_dry`. needs: modules that must be
-    there.
-    """
-
-    name: str
-    seconds: float
-    command: str
-    dry: str | None = None
-    why_not_dry: str = ""
-    needs: tuple[str, ...] = ()
-
-
-_DIT = "benchmarks.dit --device cuda --ceilings {work}/ceilings_cuda.json --out {work}"
-_DIT_DRY = (
-    "benchmarks.dit --tiny --turns 1 --rounds 1 --ceilings {work}/ceilings_cpu_tiny.json "
-    "--out {work}"
-)
-
-PARTS = (
-    Part(
-        "ceilings",
-        60,
-        "benchmarks.ceilings --device cuda --out {work}",
-        "benchmarks.ceilings --tiny --rounds 1 --out {work}",
-    ),
-    Part(
-        "dit",
-        190,
-        f"{_DIT} --layers 8 --tokens 32760 --budget 170",
-        f"{_DIT_DRY} --tokens 48",
-    ),
-    Part(
-        "vae",
-        70,
-        "benchmarks.vae --device cuda --dtype bfloat16 --height 480 --width 832 --frames 81 "
-        "--chunks 1 2 4 --out {work}",
-        "benchmarks.vae --height 16 --width 16 --frames 5 --chunks 1 --rounds 1 --out {work}",
-        needs=("diffusers",),
-    ),
-    Part(
-        "fp8_linear",
-        30,
-        "benchmarks.fp8_linear --device cuda --tokens 29757 --out {work}",
-        "benchmarks.fp8_linear --tokens 16 --divide 80 --rounds 1 --out {work}",
-    ),
-    Part(
-        "load",
-        60,
-        "benchmarks.load --device cuda --gigabytes 4 --rounds 2 --out {work}",
-        why_not_dry="its smallest file is 1 GB",
-    ),
-    Part(
-        "memory",
-        100,
-        'benchmarks.memory --job "SCAIL 512x896" --memory resident --out {work}',
-        why_not_dry="a peak of the CPU says nothing about a GPU",
-    ),
-    Part(
-        "pose",
-        80,
-        "benchmarks.pose --folder {work}/pose --networks sized --device cuda --frames 96 "
-        "--rounds 2 --out {work}",
-        "benchmarks.pose --folder {work}/pose --networks contract --frames 2 --height 320 "
-        "--width 192 --rounds 1 --out {work}",
-        needs=("av", "onnx", "onnxruntime"),
-    ),
-    Part(
-        "pose_render",
-        25,
-        "benchmarks.pose_render --device cuda --frames 64",
-        why_not_dry="it writes its result into the repository",
-    ),
-    Part(
-        "tests",
-        120,
-        "pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors {tests}",
-        "pytest -m gpu -q -p no:cacheprovider --collect-only tests/ops/test_fp8_matmul.py",
-        needs=("pytest", "hypothesis"),
-    ),
-    Part(
-        "dit_lengths",
-        110,
-        f"{_DIT} --layers 8 --tokens 29757 24024 7917 --candidates B0 O1 O3r O3rc --turns 2 "
-        "--no-errors --budget 100 --tag lengths",
-        f"{_DIT_DRY} --tokens 32 --candidates B0 O1 O3r --no-errors --no-profile --tag lengths",
-    ),
-    Part(
-        "dit_whole",
-        300,
-        f"{_DIT} --tokens 32760 --candidates B0 B1 O1 O3rc --turns 2 --no-errors --no-profile "
-        "--budget 290 --tag whole",
-        f"{_DIT_DRY} --tokens 48 --candidates B0 O3r --no-errors --no-profile --tag whole",
-    ),
-)
+ENVIRONMENT = ("command", "commit", "machine", "versions")
 
 
 def main() -> None:
@@ -211,14 +112,27 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
             made = [*copied(before, Path(work), args), *Path(work).glob("*.json")]
             known = {name for done in report["parts"].values() for name in done["files"]}
             result["files"] = {
-                path.name: json.loads(path.read_text(encoding="utf-8"))
+                path.name: completed(content, report)
                 for path in made
-                if path.name not in known
+                if path.name not in known and (content := read_result(path)) is not None
             }
             report["parts"][part.name] = result
             write(report, args.out / "gpu_suite.json")
             (args.out / "gpu_suite.md").write_text(summary(report), encoding="utf-8")
     return report
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Returns a result; None for half of one, which a part leaves that was stopped."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def completed(content: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Returns a result that says where it was made; the suite's own words where it says nothing."""
+    return {name: report[name] for name in ENVIRONMENT if name not in content} | content
 
 
 def run_part(
@@ -241,7 +155,7 @@ def run_part(
     }
     if reason := why_skip(part, args, left):
         return result | {"says": reason}
-    limit = min(part.seconds, left)
+    limit = left if args.dry else min(part.seconds, left)
     log.write(f"\n== {part.name}: {result['command']}\n")
     log.flush()
     start, mark = time.monotonic(), log.tell()
@@ -272,6 +186,9 @@ def why_skip(part: Part, args: argparse.Namespace, left: float) -> str:
     """Returns why a part is not begun, "" if it is."""
     if args.dry and part.dry is None:
         return f"not in a dry run: {part.why_not_dry}"
+    script = part.command.split()[0]
+    if script.startswith("benchmarks.") and find_spec(script) is None:
+        return f"{script} is not there"
     missing = [name for name in part.needs if find_spec(name) is None]
     if missing:
         return f"needs packages that are not installed: {', '.join(missing)}"

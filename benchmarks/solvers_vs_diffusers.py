@@ -61,9 +61,11 @@ def main() -> None:
         "command": "python -m benchmarks.solvers_vs_diffusers",
         "commit": commit(),
         "machine": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": version("diffusers"),
+        },
         "import_seconds": import_seconds(),
         "samplers": [compare(name) for name in library()],
     }

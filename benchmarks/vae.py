@@ -3,10 +3,11 @@
 Random weights, the same in both. Candidates run in turns (A B C A B C ...), so that a machine that
 slows down slows all of them down; the first call of each is reported apart. The clock is wall time
 on CUDA and processor time of this process on the CPU, where other programs may run beside it.
-Writes one JSON file.
+Beside the whole, each saving is switched off alone ("without ..."), which gives its gain. Writes
+one JSON file per size.
 
     python -m benchmarks.vae --device cpu --height 64 --width 64 --frames 9
-    python -m benchmarks.vae --device cuda --dtype bfloat16 --height 480 --width 832 --frames 81
+    python -m benchmarks.vae --device cuda --dtype bfloat16 --sizes 832x480x81 672x416x81
 """
 
 from __future__ import annotations
@@ -21,21 +22,39 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xicon_infer.models.vae import WanVAE
+from xicon_infer import formulas_vae
+from xicon_infer.models.vae import Kernels, WanVAE
 from xicon_infer.models.vae_layers import Upsample, fold_doubling, layer
 
 ROOT = Path(__file__).resolve().parents[1]
-# FLOP per pixel of the first frame and of each later one, as the reference computes them.
-CLOSED_FORM = {"decode": (10.8e6, 8.47e6), "encode": (6.8e6, 5.03e6)}
+FLOPS = {"decode": formulas_vae.decode_flops, "encode": formulas_vae.encode_flops}
+"""Work as the reference does it, counted over its layers."""
+
+
+class Models(NamedTuple):
+    """The same weights four times.
+
+    theirs: diffusers' VAE. fast: ours, weights with channels last in memory. unordered: ours,
+    weights as in the file. plain: ours, in the reference's order of computation.
+    """
+
+    theirs: Any
+    fast: WanVAE
+    unordered: WanVAE
+    plain: WanVAE
+
+
+FAST = "ours, fast, chunk "
+WITHOUT = "ours, without "
 
 
 @dataclass(frozen=True)
@@ -46,25 +65,40 @@ class Candidate:
     run: Callable[[], Tensor]
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the benchmark that the command line asks for."""
-    args = parse()
+    args = parse(words)
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = args.cudnn_benchmark
-    theirs, fast, plain = build_models(args)
+    models = build_models(args)
+    for size in args.sizes or [(args.width, args.height, args.frames)]:
+        args.width, args.height, args.frames = size
+        print(f"written to {run_size(models, args)}")
+
+
+def run_size(models: Models, args: argparse.Namespace) -> Path:
+    """Measures both directions at one size; writes and prints the result, returns its file."""
     report: dict[str, Any] = describe(args)
+    report["kernels"] = models.fast.why_not_fused() or "triton"
     for task in ("decode", "encode"):
-        report[task] = measure(task, candidates(task, (theirs, fast, plain), args), args)
-    report["doubling"] = measure_doubling(fast, args)
+        report[task] = measure(task, candidates(task, models, args), args)
+    report["switches"] = {task: switches(report[task]) for task in ("decode", "encode")}
+    report["doubling"] = measure_doubling(models.fast, args)
     name = f"vae_{args.device}_{args.width}x{args.height}x{args.frames}_{args.dtype}.json"
-    path = args.out / name
+    path: Path = args.out / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
-    print(f"written to {path}")
+    return path
 
 
-def parse() -> argparse.Namespace:
+def size_of(text: str) -> tuple[int, int, int]:
+    """Returns (width, height, frames) of "832x480x81"."""
+    width, height, frames = map(int, text.split("x"))
+    return width, height, frames
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the command line, parsed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -72,17 +106,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=64, help="pixels, a multiple of 8")
     parser.add_argument("--width", type=int, default=64, help="pixels, a multiple of 8")
     parser.add_argument("--frames", type=int, default=9, help="4n + 1")
+    parser.add_argument("--sizes", type=size_of, nargs="+", help="WIDTHxHEIGHTxFRAMES, several")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2], help="latents at a time")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each candidate")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN search kernels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def build_models(args: argparse.Namespace) -> tuple[Any, WanVAE, WanVAE]:
-    """Returns diffusers' VAE, ours in the fast order, and ours in the reference's order."""
+def build_models(args: argparse.Namespace) -> Models:
+    """Returns diffusers' VAE and ours, with the same random weights."""
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
@@ -90,24 +125,25 @@ def build_models(args: argparse.Namespace) -> tuple[Any, WanVAE, WanVAE]:
     theirs = AutoencoderKLWan()
     weights = theirs.state_dict()
     with torch.device("meta"):
-        fast, plain = WanVAE(fast=True), WanVAE(fast=False)
+        fast, unordered, plain = WanVAE(fast=True), WanVAE(fast=True), WanVAE(fast=False)
     # diffusers renames our keys; numbers in place of the tensors tell which became which.
     ours = list(fast.state_dict())
     renamed = convert_wan_vae_to_diffusers({name: torch.tensor(i) for i, name in enumerate(ours)})
     state = {ours[int(i)]: weights[name] for name, i in renamed.items()}
     models = []
-    for vae in (fast, plain):
+    for vae in (fast, unordered, plain):
         vae.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         models.append(vae.to(args.device, getattr(torch, args.dtype)).eval())
     theirs = theirs.to(args.device, getattr(torch, args.dtype)).eval()
-    return theirs, models[0].to_channels_last(), models[1]
+    return Models(theirs, models[0].to_channels_last(), models[1], models[2])
 
 
-def candidates(
-    task: str, models: tuple[Any, WanVAE, WanVAE], args: argparse.Namespace
-) -> list[Candidate]:
-    """Returns the ways to run a task; the first is the baseline."""
-    theirs, fast, plain = models
+def candidates(task: str, models: Models, args: argparse.Namespace) -> list[Candidate]:
+    """Returns the ways to run a task; the first is the baseline, the last ones lack one saving.
+
+    "without" is always compared with the longest chunk.
+    """
+    theirs, fast, unordered, plain = models
     generator = torch.Generator().manual_seed(args.seed)
     latent_frames = (args.frames - 1) // 4 + 1
     shapes = {
@@ -122,23 +158,50 @@ def candidates(
             return theirs.encode(x).latent_dist.mean
         return theirs.decode(x).sample
 
-    def our(vae: WanVAE, chunk: int) -> Callable[[], Tensor]:
-        if task == "encode":
-            return lambda: vae.encode(x, chunk=chunk)
-        # diffusers clamps too.
-        return lambda: vae.decode(x, chunk=chunk).clamp_(-1, 1)
+    def our(vae: WanVAE, chunk: int, kernels: Kernels = "auto") -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            vae.kernels = kernels
+            try:
+                if task == "encode":
+                    return vae.encode(x, chunk=chunk)
+                # diffusers clamps too.
+                return vae.decode(x, chunk=chunk).clamp_(-1, 1)
+            finally:
+                vae.kernels = "auto"
 
-    return [
+        return run
+
+    longest = max(args.chunks)
+    found = [
         Candidate("diffusers", baseline),
         Candidate("ours, reference order", our(plain, 1)),
-        *(Candidate(f"ours, fast, chunk {chunk}", our(fast, chunk)) for chunk in args.chunks),
+        *(Candidate(f"{FAST}{chunk}", our(fast, chunk)) for chunk in sorted(args.chunks)),
+        Candidate(f"{WITHOUT}channels last weights", our(unordered, longest)),
     ]
+    if not fast.why_not_fused():
+        found.append(Candidate(f"{WITHOUT}fused kernels", our(fast, longest, "eager")))
+    return found
+
+
+def switches(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns what each saving gains alone: seconds without it, with it, and their ratio."""
+    chunks = {name: found for name, found in results.items() if name.startswith(FAST)}
+    shortest, *_, longest = [*chunks.values()] * 2 if len(chunks) == 1 else chunks.values()
+    pairs = {
+        name.removeprefix(WITHOUT): (found["median_s"], longest["median_s"])
+        for name, found in results.items()
+        if name.startswith(WITHOUT)
+    }
+    pairs["longer pieces"] = (shortest["median_s"], longest["median_s"])
+    return {
+        name: {"without_s": off, "with_s": on, "gain": round(off / on, 3)}
+        for name, (off, on) in pairs.items()
+    }
 
 
 def measure(task: str, found: list[Candidate], args: argparse.Namespace) -> dict[str, Any]:
     """Returns seconds, peak memory and difference to the baseline of each candidate."""
-    first, later = CLOSED_FORM[task]
-    flop = args.width * args.height * (first + later * (args.frames - 1))
+    flop = FLOPS[task](args.width, args.height, args.frames)
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in found}
     results: dict[str, dict[str, Any]] = {}
     reference = torch.empty(0)
@@ -154,6 +217,12 @@ def measure(task: str, found: list[Candidate], args: argparse.Namespace) -> dict
             "peak_bytes_above_start": working,
             "max_abs_difference": difference,
         }
+        if task == "decode":
+            levels = (to_bytes(value) - to_bytes(reference)).abs()
+            results[candidate.name] |= {
+                "max_difference_levels": levels.max().item(),
+                "mean_difference_levels": round(levels.float().mean().item(), 5),
+            }
         del value
     for _ in range(args.rounds):
         for candidate in found:
@@ -170,6 +239,11 @@ def measure(task: str, found: list[Candidate], args: argparse.Namespace) -> dict
             "tflop_per_s": round(flop / median / 1e12, 4),
         }
     return results
+
+
+def to_bytes(video: Tensor) -> Tensor:
+    """Returns a video as it is written, in 256 levels, int16 so that it can be subtracted."""
+    return video.float().clamp(-1, 1).add(1).mul(127.5).add(0.5).to(torch.int16)
 
 
 def measure_doubling(vae: WanVAE, args: argparse.Namespace) -> dict[str, Any]:

@@ -69,8 +69,8 @@ Booleans are `true` and `false` alone.
 - `shift` below 0.01 and `context_overlap` below 4 cannot be computed and are raised to these, with
   the warning VALUE_ADAPTED.
 - `condition_guide_scale` has no effect with `pose_video`: there is nothing to guide away from.
-- `attention_mode` is a wish: what does not run here is replaced, with a warning. `sage` is never
-  installed.
+- `attention_mode` is a wish: what does not run here is replaced, with a warning. `sage` and `auto8`
+  allow kernels with 8-bit scores, which are taken where they are fastest.
 - A field that the mode does not use is checked and has no effect; the answer says so.
 """
 

@@ -109,7 +109,7 @@ def encode_start(
     def encode(video: Tensor) -> Tensor:
         weight = vae.conv2.weight
         chunks = iter((video.to(weight.device, weight.dtype),))
-        piece = min(parts.vae_chunk, piece_length(*picture.shape[:2]))
+        piece = parts.vae_chunk or piece_length(*picture.shape[:2])
         return vae.normalize(vae.encode_chunks(chunks, chunk=piece)).float()
 
     def make() -> Tensor:

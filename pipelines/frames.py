@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.frame_stream import Use, stream_frames
+from xicon_infer.models.tiny_decoder import TinyDecoder
 from xicon_infer.models.vae import WanVAE
 from xicon_infer.models.vae_tiling import TileOptions, iter_tiled_decode
-from xicon_infer.ops.pixels import frames_to_model, model_to_frames
+from xicon_infer.ops.pixels import frames_to_model
 from xicon_infer.types import (
     SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
@@ -28,7 +30,7 @@ MAX_PIECE = 4
 
 
 def encode_frames(
-    vae: WanVAE, frames: UInt8Array, progress: Progress, most: int = MAX_PIECE
+    vae: WanVAE, frames: UInt8Array, progress: Progress, piece: int | None = None
 ) -> Tensor:
     """Returns normalised latents float32 [1, 16, T, H / 8, W / 8] of frames uint8 [F, H, W, 3].
 
@@ -36,10 +38,10 @@ def encode_frames(
         vae: the model.
         frames: of the video.
         progress: told of finished frames.
-        most: latent frames at once, where memory is short.
+        piece: latent frames at once; None for what `piece_length` says.
     """
     weight = vae.conv2.weight
-    piece = min(most, piece_length(frames.shape[1], frames.shape[2]))
+    piece = piece or piece_length(frames.shape[1], frames.shape[2])
     size = piece * TEMPORAL_STRIDE
 
     def chunks() -> Iterator[Tensor]:
@@ -60,51 +62,69 @@ def piece_length(height: int, width: int) -> int:
 
 
 def decode_frames(
-    vae: WanVAE,
+    decoder: WanVAE | TinyDecoder,
     latents: Tensor,
     *,
     tiles: TileOptions | None,
     looped: bool,
     progress: Progress,
-    most: int = MAX_PIECE,
+    piece: int | None = None,
+    use: Use | None = None,
 ) -> UInt8Array:
     """Returns the frames uint8 [F, H, W, 3] of normalised latents [1, 16, T, h, w].
 
     Args:
-        vae: the model.
+        decoder: the VAE, or the small one for drafts.
         latents: T latent frames give F = 4 (T - 1) + 1 pixel frames.
-        tiles: decode in tiles, None for whole frames.
+        tiles: decode in tiles, None for whole frames; the small decoder has none.
         looped: decode once more around the seam of a loop; F is then 4 T, because the first
             latent frame stands for four pixel frames like any other.
         progress: told of finished frames.
-        most: latent frames at once, where memory is short.
+        piece: latent frames at once; None for what `piece_length` says.
+        use: gets the frames in another thread while later ones are decoded; those of a loop at
+            once, for its first frames are made last.
 
     Source: rookiestar28/ComfyUI-WanVideoWrapper: nodes.py, WanVideoDecode. Differs from it:
         the frames around the seam are not stretched to their own brightest and darkest pixel.
     """
-    frames = _decode(vae, latents, tiles, progress, most)
-    if not looped:
-        return frames
-    seam = torch.cat((latents[:, :, -3:], latents[:, :, :2]), dim=2)
-    return np.concatenate((_decode(vae, seam, tiles, progress, most)[9:], frames[5:]))
-
-
-def _decode(
-    vae: WanVAE, latents: Tensor, tiles: TileOptions | None, progress: Progress, most: int
-) -> UInt8Array:
-    raw = vae.denormalize(latents)
-    total = pixel_frames(latents.shape[2])
     height, width = (side * SPATIAL_STRIDE for side in latents.shape[3:])
-    chunk = min(most, piece_length(height, width))
-    if tiles is None:
-        pieces = vae.iter_decode(raw, chunk=chunk)
-    else:
-        pieces = iter_tiled_decode(vae, raw, tiles, chunk=chunk)
-    frames = np.empty((total, height, width, 3), np.uint8)
-    done = 0
-    for piece in pieces:
-        part = model_to_frames(piece)
-        frames[done : done + len(part)] = part
-        done += len(part)
-        progress.step(done, total, "frame")
+    chunk = piece or piece_length(height, width)
+
+    def decode(part: Tensor, use: Use | None) -> UInt8Array:
+        frames = np.empty((pixel_frames(part.shape[2]), height, width, 3), np.uint8)
+        pieces = decoded_pieces(decoder, part, tiles, chunk)
+        stream_frames(pieces, frames, progress=progress, use=use)
+        return frames
+
+    if not looped:
+        return decode(latents, use)
+    frames = decode(latents, None)
+    seam = decode(torch.cat((latents[:, :, -3:], latents[:, :, :2]), dim=2), None)
+    frames = np.concatenate((seam[9:], frames[5:]))
+    if use is not None:
+        use(iter((frames,)))
     return frames
+
+
+def decoded_pieces(
+    decoder: WanVAE | TinyDecoder, latents: Tensor, tiles: TileOptions | None, chunk: int
+) -> Iterator[Tensor]:
+    """Returns the decoded pieces [1, 3, n, H, W] of normalised latents, made as they are asked for.
+
+    Args:
+        decoder: as in `decode_frames`.
+        latents: [1, 16, T, h, w].
+        tiles: as in `decode_frames`.
+        chunk: latent frames at a time.
+    """
+    if isinstance(decoder, TinyDecoder):
+        return decoder.iter_decode(latents, chunk=chunk)
+    raw = decoder.denormalize(latents)
+    if tiles is None:
+        return decoder.iter_decode(raw, chunk=chunk)
+    return iter_tiled_decode(decoder, raw, tiles, chunk=chunk)
+
+
+def tell_windows(progress: Progress) -> Callable[[int, int], None]:
+    """Returns what tells (windows done, windows) of a sampling step."""
+    return lambda done, total: progress.step(done, total, "window")

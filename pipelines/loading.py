@@ -7,8 +7,7 @@ name with nothing missing and nothing left over.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +17,22 @@ from torch import Tensor, nn
 
 from pipelines import tiny
 from pipelines.components import Components
+from pipelines.fusing import fuse_projections
+from pipelines.load_loras import find_lora as find_lora
+from pipelines.load_loras import set_loras as set_loras
 from pipelines.memory_plan import MemoryPlan
 from pipelines.prepared import describe, open_transformer
-from pipelines.storage import Storage, apply_storage, swap_loras
+from pipelines.storage import Storage
+from xicon_infer.ahead import Later
 from xicon_infer.errors import WeightsError
-from xicon_infer.models import text, vae, vision, wan
+from xicon_infer.models import text, tiny_decoder, vae, vision, wan
+from xicon_infer.models.tiny_decoder import TinyDecoder, decoder_state
 from xicon_infer.models.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_bytes
 from xicon_infer.models.wan import WanTransformer
+from xicon_infer.ops.cudnn import trap_here
 from xicon_infer.ops.linear import Matmul
-from xicon_infer.ops.lora_keys import LoraFile, read_lora
-from xicon_infer.weights.checkpoint import Checkpoint, open_checkpoint, read_tensors
+from xicon_infer.types import SilentProgress
+from xicon_infer.weights.checkpoint import Checkpoint, open_checkpoint
 from xicon_infer.weights.detect import Kind, detect, refuse_other_kind
 from xicon_infer.weights.keymaps import to_vae_names, to_wan_names
 from xicon_infer.weights.keymaps_encoders import (
@@ -40,8 +45,8 @@ from xicon_infer.weights.manifest import (
     fetch_command,
     files_for,
     locate,
-    locate_named,
     missing_message,
+    optional_files,
 )
 from xicon_infer.weights.reader import stream_tensors
 from xicon_infer.weights.strict import DtypePolicy, dit_policy, load_strict
@@ -69,22 +74,29 @@ class LoadOptions:
     """How components are loaded.
 
     device, dtype: where and in what precision to compute. attention: kernel, "auto" for the
-    fastest. loras: names or paths with strengths. lora_mode: see `xicon_infer.ops.lora`. storage,
-    matmul: how the transformer's weights lie and multiply, see `pipelines.storage`. transformer: a
-    file in place of that of the preset. search_dirs: folders with weights. plan: where the networks
-    lie while they work; None for all on the device.
+    fastest. kernels: between the products, see `xicon_infer.ops.fused_choice`. loras: names or
+    paths with strengths. lora_mode: see `xicon_infer.ops.lora`. storage, matmul: how the
+    transformer's weights lie and multiply, see `pipelines.storage`. fuse_qkv: see
+    `pipelines.fusing`. decoder: "tiny" for the small one, for drafts. transformer: a file in place
+    of that of the preset. search_dirs: folders with weights. plan: where the networks lie while
+    they work; None for all on the device. ahead: the transformer is read in a thread, last, while
+    the encoders work.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     attention: str = "auto"
+    kernels: str = "auto"
     loras: tuple[tuple[str, float], ...] = ()
     lora_mode: Literal["full", "merge", "comfy_unmerged"] = "full"
     storage: Storage = "reference"
     matmul: Matmul | Literal["auto"] = "auto"
+    fuse_qkv: Literal["auto", "on", "off"] = "auto"
+    decoder: Literal["vae", "tiny"] = "vae"
     transformer: Path | None = None
     search_dirs: tuple[Path, ...] = ()
     plan: MemoryPlan | None = None
+    ahead: bool = False
 
     @property
     def home(self) -> torch.device:
@@ -129,8 +141,10 @@ def load_tiny(pipeline: str, options: LoadOptions | None = None) -> Components[A
     }
     if config.image_dim is not None:
         states["image_encoder"] = tiny.tiny_vision_state()
-    sources = dict.fromkeys((*states, "tokenizer"), f"tiny {pipeline}, generated")
     options = options or LoadOptions()
+    if options.decoder == "tiny":
+        states["preview"] = tiny.tiny_decoder_state()
+    sources = dict.fromkeys((*states, "tokenizer"), f"tiny {pipeline}, generated")
     heads = tiny.TINY_VISION.num_heads
     return assemble(pipeline, states, tiny.tiny_tokens(), sources, options, vision_heads=heads)
 
@@ -157,6 +171,11 @@ def load_preset(pipeline: str, preset: str, options: LoadOptions) -> Components[
     }
     found = detect(checkpoints["transformer"].shapes)
     refuse_other_kind(found, KINDS[pipeline], paths["transformer"])
+    if options.decoder == "tiny":
+        paths["preview"] = find_preview(options.search_dirs)
+        checkpoints["preview"] = open_checkpoint(paths["preview"])
+    large = checkpoints.pop("transformer")
+    prepared = describe(large)
     states = {name: read_state(checkpoint, options) for name, checkpoint in checkpoints.items()}
     embedded = sentencepiece_bytes(states["text_encoder"])
     tokenizer = (
@@ -165,14 +184,37 @@ def load_preset(pipeline: str, preset: str, options: LoadOptions) -> Components[
         else tokenizer_from_bytes(embedded or b"", source=str(paths["text_encoder"]))
     )
     sources = {name: str(path) for name, path in paths.items()}
-    prepared = describe(checkpoints["transformer"])
     merged = () if prepared is None else tuple(prepared.loras)
-    return assemble(pipeline, states, tokenizer, sources, options, merged=merged)
+
+    def read(look: Callable[[], None]) -> State:
+        return read_state(large, options, look)
+
+    return assemble(
+        pipeline, states, tokenizer, sources, options, merged=merged, read_transformer=read
+    )
 
 
-def read_state(checkpoint: Checkpoint, options: LoadOptions) -> State:
-    """Returns the tensors of a file where they are wanted; quantised ones of GGUF are unpacked."""
-    return stream_tensors(checkpoint, device=options.home, dtype=options.dtype)
+def read_state(
+    checkpoint: Checkpoint, options: LoadOptions, look: Callable[[], None] | None = None
+) -> State:
+    """Returns the tensors of a file where they are wanted; quantised ones of GGUF are unpacked.
+
+    `look` is called after every read and may raise to stop.
+    """
+    progress = None if look is None else Looking(look)
+    return stream_tensors(checkpoint, device=options.home, dtype=options.dtype, progress=progress)
+
+
+class Looking(SilentProgress):
+    """A `Progress` that shows nothing and looks whether it should stop."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def step(self, done: int, total: int, unit: str = "step") -> None:
+        """Looks."""
+        self._look()
 
 
 def find_files(entries: list[FileEntry], search_dirs: tuple[Path, ...]) -> dict[str, Path]:
@@ -205,6 +247,7 @@ def assemble(
     *,
     vision_heads: int | None = None,
     merged: Sequence[Mapping[str, Any]] = (),
+    read_transformer: Callable[[Callable[[], None]], State] | None = None,
 ) -> Components[Any]:
     """Returns components from the tensors of their files.
 
@@ -216,15 +259,16 @@ def assemble(
         options: where and how.
         vision_heads: heads of the CLIP tower if its width is that of no published one.
         merged: LoRAs that the transformer's file holds already: name and strength of each.
+        read_transformer: returns its tensors, if they are not in `states`; in a thread and last if
+            the options say so. It is given what to call often, to stop.
     """
     notes: list[str] = []
-    transformer = _load_transformer(pipeline, states["transformer"], options, notes)
     image_encoder = None
     if "image_encoder" in states:
         image_encoder = _load_image(states["image_encoder"], options, vision_heads)
     parts: Components[Any] = Components(
-        transformer,
-        _load_vae(states["vae"], options),
+        None,
+        _load_vae(states["vae"], options, notes),
         _load_text(states["text_encoder"], options),
         image_encoder,
         tokenizer,
@@ -232,79 +276,45 @@ def assemble(
         plan=options.plan,
         sources=sources,
         notes=notes,
-        load_notes=tuple(notes),
         merged={str(lora["name"]): float(lora["strength"]) for lora in merged},
     )
-    set_loras(parts, options)
+    if "preview" in states:
+        parts.preview = _load_preview(states["preview"], options)
+    parts.facts["decoder"] = options.decoder
+
+    def finish(look: Callable[[], None]) -> WanTransformer:
+        published = states["transformer"] if read_transformer is None else read_transformer(look)
+        look()
+        transformer = _load_transformer(pipeline, published, options, notes)
+        parts.load_notes = tuple(notes)
+        set_loras(parts, options, transformer)
+        parts.facts["fused_qkv"] = fuse_projections(
+            transformer, options.fuse_qkv, device=options.device, resident=parts.resident
+        )
+        return transformer
+
+    if options.ahead and read_transformer is not None:
+        parts.come(Later(finish))
+    else:
+        parts.transformer = finish(lambda: None)
     return parts
 
 
-def find_lora(name: str, search_dirs: tuple[Path, ...]) -> Path:
-    """Returns the file of a LoRA: a path, or a bare name in the places of the weights.
+def find_preview(search_dirs: tuple[Path, ...]) -> Path:
+    """Returns the file of the small decoder for drafts.
 
     Raises:
-        WeightsError: it is nowhere; says where it was looked for.
+        WeightsError: it is nowhere; says where it was looked for and how to get it.
     """
-    found = Path(name) if Path(name).is_file() else locate_named("lora", name, search_dirs)
+    (entry,) = optional_files("preview")
+    found = locate(entry, search_dirs)
     if found is not None:
         return found
-    searched = ", ".join(str(folder) for folder in search_dirs) or "no folder"
     raise WeightsError(
-        f"LoRA {name!r} was not found (searched: {searched}); give its path, name its folder with "
-        "--models-dir, or use --lora none",
-        field="loras",
-        code="LORA_NOT_FOUND",
+        f"'decoder' tiny: {missing_message(entry, search_dirs)} One command gets it: "
+        f"{fetch_command([entry])} ; or use --decoder vae",
+        field="decoder",
     )
-
-
-def set_loras(parts: Components[Any], options: LoadOptions) -> None:
-    """Puts the LoRAs of the options on the transformer, and no others.
-
-    The first call also stores the weights as the options say. LoRAs that are merged into the file
-    are not added again.
-
-    Raises:
-        WeightsError: a LoRA is missing or fits nowhere, or the ones before cannot be taken off.
-    """
-    files = []
-    for name, strength in options.loras:
-        path = find_lora(name, options.search_dirs)
-        if path.name in parts.merged:
-            _check_merged(parts, path.name, strength)
-            continue
-        files.append((_read_lora(parts, path), strength))
-    if "storage" in parts.facts:
-        report = swap_loras(parts.transformer, files, options.lora_mode)
-    else:
-        report = apply_storage(
-            parts.transformer,
-            options.storage,
-            files,
-            lora_mode=options.lora_mode,
-            matmul=options.matmul,
-            device=options.device,
-        )
-    parts.facts["storage"] = report.as_dict()
-    parts.facts["merged_loras"] = dict(parts.merged)
-    parts.notes[:] = [*parts.load_notes, *report.lora_warnings]
-
-
-def _check_merged(parts: Components[Any], name: str, strength: float) -> None:
-    if not math.isclose(parts.merged[name], strength):
-        raise WeightsError(
-            f"LoRA {name!r} is merged into {parts.sources['transformer']} at strength "
-            f"{parts.merged[name]:g} and cannot be changed to {strength:g}; use the strength of "
-            "the file, or the file that it was prepared from",
-            field="loras",
-        )
-
-
-def _read_lora(parts: Components[Any], path: Path) -> LoraFile:
-    """Returns a LoRA; the same object for the same file, which is then not put on twice."""
-    key = f"{path}:{path.stat().st_mtime_ns}"
-    if key not in parts.lora_files:
-        parts.lora_files[key] = LoraFile(path.name, read_lora(read_tensors(open_checkpoint(path))))
-    return parts.lora_files[key]
 
 
 def _load_transformer(
@@ -317,17 +327,28 @@ def _load_transformer(
     report = load_strict(model, state, name="transformer", device=options.home, dtype_policy=policy)
     if report.fp8 and options.storage == "reference":
         notes.append(f"{len(report.fp8)} linear layers of the transformer stay fp8")
-    model.attention_request = options.attention
+    model.attention_request, model.kernels_request = options.attention, options.kernels
     return model.eval()
 
 
-def _load_vae(published: State, options: LoadOptions) -> vae.WanVAE:
+def _load_vae(published: State, options: LoadOptions, notes: list[str]) -> vae.WanVAE:
+    if options.encoder_dtype != torch.float32 and (trap := trap_here(options.device.type)):
+        notes.append(trap)
     state = to_vae_names(published)
     with torch.device("meta"):
         model = vae.WanVAE(vae.config_from_shapes(_shapes(state)))
     policy = DtypePolicy(options.encoder_dtype, keep_fp8=False)
     load_strict(model, state, name="vae", device=options.home, dtype_policy=policy)
     return model.eval().to_channels_last()
+
+
+def _load_preview(published: State, options: LoadOptions) -> TinyDecoder:
+    state = decoder_state(published)
+    with torch.device("meta"):
+        model = TinyDecoder(tiny_decoder.config_from_shapes(_shapes(state)))
+    policy = DtypePolicy(options.encoder_dtype, keep_fp8=False)
+    load_strict(model, state, name="preview", device=options.home, dtype_policy=policy)
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def _load_text(published: State, options: LoadOptions) -> nn.Module:

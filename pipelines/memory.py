@@ -1,7 +1,9 @@
 """Which networks lie where while a job runs: everything on the device, one at a time, or streamed.
 
     resident   every component stays on the device
-    offload    one component at a time; the others wait on the host
+    offload    one component at a time; the others wait on the host. Where there is room, the
+               transformer stays, without the keys' and values' weights that only its conditioning
+               reads, and the encoders come and go
     stream     besides, the transformer's blocks come over the bus as they are needed
 
 `choose_memory` takes the first that fits by the closed forms of `formulas_memory`, with a margin.
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipelines.memory_needs import SAMPLE, TEXT, Needs, Storage, needs_of
+from pipelines.memory_needs import MAX_PIECE, SAMPLE, TEXT, Needs, Storage, needs_of
 from pipelines.memory_plan import MODES, MemoryPlan, Mode, build_plan, fits
 from xicon_infer.errors import InvalidRequest, OutOfMemory
 from xicon_infer.formulas_memory import SWAP_BUFFERS, swapped_blocks
@@ -98,6 +100,7 @@ def choose_memory(
     tried: list[MemoryPlan] = []
     for plan in _candidates(needs, usable, request, allow):
         if fits(plan, usable, host_bytes):
+            plan = _longer_pieces(plan)
             return replace(plan, why=(*_reasons(plan, usable, request, tried), *plan.why))
         tried.append(plan)
     raise _nothing_fits(tried, free_bytes, host_bytes, request, allow)
@@ -106,14 +109,15 @@ def choose_memory(
 def lower(plan: MemoryPlan) -> MemoryPlan | None:
     """Returns the next plan that takes less, for another try after the device ran out of memory.
 
-    In order: one component at a time; fewer latent frames at once in the VAE; tiles, where they
-    help; a quarter more of the blocks swapped, until all are; a context window 16 frames smaller,
-    down to 17. Up to the tiles the result stays the same; the window changes it. None at the end.
+    In order: one component at a time, the transformer too; fewer latent frames at once in the VAE;
+    tiles, where they help; a quarter more of the blocks swapped, until all are; a context window 16
+    frames smaller, down to 17. Up to the tiles the result stays the same; the window changes it.
+    None at the end.
     """
     needs = plan.needs
-    if plan.mode == "resident":
+    if plan.mode == "resident" or plan.keep_transformer:
         return _lowered(plan, "offload", "keeps one component on the device at a time")
-    if plan.vae_chunk > 1:
+    if plan.vae_chunk > 1 and needs.work.vae_chunk is None:
         return _lowered(plan, plan.mode, "one latent frame at a time in the VAE", chunk=1)
     if not plan.tile and needs.decode(1, tile=True) < needs.decode(1, tile=False):
         return _lowered(plan, plan.mode, "decodes in tiles", tile=True)
@@ -216,6 +220,8 @@ def _candidates(
                 if tile and allow.tile == "auto" and not helps:
                     continue
                 swapped = allow.blocks_to_swap
+                if mode == "offload" and request == "auto":
+                    yield _keeping(found, usable, tile=tile)
                 yield _fitted(
                     found, mode, usable, tile=tile, swapped=swapped, least=least * (mode == request)
                 )
@@ -245,17 +251,48 @@ def _fitted(
         enough = swapped_blocks(excess, needs.block, needs.blocks, needs.largest_block)
         number = needs.blocks if enough is None else min(needs.blocks, max(enough, least))
         plan = build_plan(needs, mode, tile=tile, swapped=number, chunk=needs.work.piece)
-    while plan.vae_chunk > 1 and not fits(plan, usable):
+    while plan.vae_chunk > 1 and not (fits(plan, usable) or needs.work.vae_chunk):
         plan = _again(plan, chunk=plan.vae_chunk - 1)
     if mode == "stream" and plan.peak_bytes.get(TEXT, 0) > usable:
         plan = _again(plan, stream_encoder=True)
     return plan
 
 
+def _keeping(needs: Needs, usable: int, *, tile: bool) -> MemoryPlan:
+    """Returns the plan in which the transformer stays and the encoders come and go.
+
+    A text encoder that does not fit beside it is streamed: that takes less of the bus than the
+    transformer's way back.
+    """
+    plan = build_plan(needs, "offload", tile=tile, swapped=0, chunk=needs.work.piece, keep=True)
+    if plan.peak_bytes.get(TEXT, 0) > usable:
+        plan = _again(plan, stream_encoder=True)
+    while plan.vae_chunk > 1 and not (fits(plan, usable) or needs.work.vae_chunk):
+        plan = _again(plan, chunk=plan.vae_chunk - 1)
+    return plan
+
+
+def _longer_pieces(plan: MemoryPlan) -> MemoryPlan:
+    """Returns the plan with more latent frames at once in the VAE, where that memory lies idle.
+
+    A longer piece is a little faster and never another result; it may not raise the job's peak.
+    """
+    if plan.needs.work.vae_chunk is not None:
+        return plan
+    for chunk in range(plan.vae_chunk + 1, MAX_PIECE + 1):
+        longer = _again(plan, chunk=chunk)
+        if longer.peak > plan.peak:
+            break
+        plan = longer
+    return plan
+
+
 def _lowest(needs: Needs) -> MemoryPlan:
     """Returns the plan that takes the least."""
     tile = needs.decode(1, tile=True) < needs.decode(1, tile=False)
-    plan = build_plan(needs, "stream", tile=tile, swapped=needs.blocks, chunk=1)
+    plan = build_plan(
+        needs, "stream", tile=tile, swapped=needs.blocks, chunk=needs.work.vae_chunk or 1
+    )
     return _again(plan, stream_encoder=True)
 
 
@@ -269,6 +306,7 @@ def _again(
         swapped=plan.blocks_to_swap,
         chunk=plan.vae_chunk if chunk is None else chunk,
         stream_encoder=plan.stream_encoder if stream_encoder is None else stream_encoder,
+        keep=plan.keep_transformer,
     )
 
 
@@ -302,11 +340,16 @@ def _reasons(
         yield f"Memory {request!r} was asked for."
     seen = set()
     for other in tried:
-        if (other.mode, other.storage, other.tile) in seen:
+        kind = (other.mode, other.storage, other.tile, other.keep_transformer)
+        if kind in seen:
             continue
-        seen.add((other.mode, other.storage, other.tile))
+        seen.add(kind)
         stage, peak = max(other.peak_bytes.items(), key=lambda item: item[1])
-        yield f"{other.mode.capitalize()} ({other.storage}) needs {_gb(peak)} to {stage}."
+        kept = ", the transformer kept," if other.keep_transformer else ""
+        yield f"{other.mode.capitalize()} ({other.storage}){kept} needs {_gb(peak)} to {stage}."
+    if plan.keep_transformer:
+        dropped = _gb(plan.needs.kv_weights)
+        yield f"The transformer stays on the device, less {dropped} that only its prompt needs."
     if plan.blocks_to_swap:
         copied = _gb(plan.blocks_to_swap * plan.needs.block)
         yield (

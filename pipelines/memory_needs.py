@@ -48,10 +48,12 @@ class Workload:
 
     window: pixel frames of a context window, None where all frames go at once. element_bytes: of
     the compute dtype. fp8_file: the block matrices of the file are fp8. contexts: conditionings
-    whose keys and values are kept: 2 with guidance. batch: samples in one forward pass. lora_rank:
-    of all LoRAs together. tile, stride: (width, height) of VAE tiles and of their distance, pixels.
+    whose keys and values are kept: 2 with guidance. batch: samples in one forward pass.
+    kept_tokens: those that a step cache keeps, of all branches and windows. lora_rank: of all
+    LoRAs together. tile, stride: (width, height) of VAE tiles and of their distance, pixels.
     extra_parameters: of the transformer beside what `dit` counts. text_parameters,
-    image_parameters: of the encoders, 0 for none.
+    image_parameters: of the encoders, 0 for none. vae_chunk: latent frames that the VAE handles at
+    once whatever they take, None for as many as fit.
     """
 
     pipeline: Pipeline
@@ -65,12 +67,14 @@ class Workload:
     fp8_file: bool = False
     contexts: int = 1
     batch: int = 1
+    kept_tokens: int = 0
     lora_rank: int = 0
     tile: tuple[int, int] = (272, 272)
     stride: tuple[int, int] = (128, 144)
     extra_parameters: int = 0
     text_parameters: int = formulas.UMT5_PARAMETERS
     image_parameters: int = formulas.CLIP_PARAMETERS
+    vae_chunk: int | None = None
 
     @property
     def latent_frames(self) -> int:
@@ -114,7 +118,9 @@ class Workload:
 
     @property
     def piece(self) -> int:
-        """Latent frames that the VAE handles at once, if memory allows."""
+        """Latent frames that the VAE handles at once: what was asked for, or if memory allows."""
+        if self.vae_chunk is not None:
+            return self.vae_chunk
         return max(1, min(MAX_PIECE, PIECE_PIXELS // (self.width * self.height)))
 
 
@@ -220,8 +226,9 @@ def needs_of(work: Workload, storage: Storage) -> Needs:
         "image_encoder": work.image_parameters * encoder,
     }
     streamed = min(weights["text_encoder"], formulas_memory.umt5_streamed_parameters() * encoder)
-    # Batched guidance keeps the stacked copy beside the single ones.
-    caches = work.contexts + (work.batch if work.batch > 1 else 0)
+    kv_cache = formulas.cross_kv_bytes(dit, element, work.contexts)
+    if work.batch > 1:  # batched guidance keeps the stacked copy beside the single ones
+        kv_cache += work.batch * formulas.cross_kv_bytes(dit, element)
     return Needs(
         work=work,
         storage=storage,
@@ -232,7 +239,7 @@ def needs_of(work: Workload, storage: Storage) -> Needs:
         block=block(matrix, keep=False),
         largest_block=block(element if edges else matrix, keep=False),
         streamed_encoder=streamed,
-        kv_cache=caches * formulas.cross_kv_bytes(dit, element),
+        kv_cache=kv_cache,
         conditioning=work.conditioning_tokens * dit.dim * element,
         stage_work=_stage_work(work, dequantised=fp8),
     )
@@ -242,12 +249,16 @@ def _stage_work(work: Workload, *, dequantised: bool) -> Mapping[str, int]:
     dit, element, encoder = work.dit, work.element_bytes, _encoder_bytes(work)
     noise = latent_frames(work.num_frames) * work.frame_tokens
     forward = formulas_memory.forward_bytes(dit, work.tokens, element, work.batch, work.held_bytes)
+    # Beside what it keeps, a step cache holds the tokens that enter the blocks.
+    entering = work.batch * work.tokens if work.kept_tokens else 0
+    kept = (work.kept_tokens + entering) * dit.dim * element
     widened = formulas_memory.largest_matrix_bytes(dit, element) if dequantised else 0
     return {
         TEXT: formulas_memory.umt5_bytes(dit.text_tokens, encoder) if work.text_parameters else 0,
         IMAGE: formulas_memory.clip_bytes(1, encoder) if work.image_parameters else 0,
-        PROJECT: formulas_memory.projection_bytes(dit, element) + dit.dim**2 * element,
-        SAMPLE: forward + widened + formulas_memory.solver_bytes(noise),
+        PROJECT: work.contexts * formulas_memory.projection_bytes(dit, element)
+        + dit.dim**2 * element,
+        SAMPLE: forward + kept + widened + formulas_memory.solver_bytes(noise),
     }
 
 

@@ -22,6 +22,11 @@ from pipelines.memory_needs import (
 )
 from xicon_infer.formulas_memory import SWAP_BUFFERS
 
+POSES = "find poses"
+POSE_ROOM = 6 * 10**9
+"""What the pose networks and their work take beside a transformer that stays; assumed, not
+measured: 4 GB of weights in float32 and batches of pictures."""
+
 Mode = Literal["resident", "offload", "stream"]
 MODES: tuple[Mode, ...] = ("resident", "offload", "stream")
 
@@ -34,9 +39,10 @@ class MemoryPlan:
     tile, tile_size: decode in tiles of (width, height) pixels. vae_chunk: latent frames that the
     VAE handles at once. free_kv_weights: the key and value weights of cross-attention come to the
     device block by block, once per job, and not for sampling. stream_encoder: the blocks of the
-    text encoder are swapped too. peak_bytes: stage -> predicted bytes on the device. host_bytes:
-    of weights that wait on the host. context_frames: a window smaller than the job's, or None.
-    why: sentences for people. needs: what it was made from.
+    text encoder are swapped too. keep_transformer: what sampling needs of it stays on the device
+    between stages and jobs, while the others come and go. peak_bytes: stage -> predicted bytes on
+    the device. host_bytes: of weights that wait on the host. context_frames: a window smaller than
+    the job's, or None. why: sentences for people. needs: what it was made from.
     """
 
     mode: Mode
@@ -53,6 +59,7 @@ class MemoryPlan:
     context_frames: int | None
     why: tuple[str, ...]
     needs: Needs = field(repr=False, compare=False)
+    keep_transformer: bool = False
 
     @property
     def peak(self) -> int:
@@ -73,6 +80,7 @@ def build_plan(
     swapped: int,
     chunk: int,
     stream_encoder: bool = False,
+    keep: bool = False,
 ) -> MemoryPlan:
     """Returns the plan with its peaks; `why` is left empty.
 
@@ -83,12 +91,17 @@ def build_plan(
         swapped: blocks of the transformer that are swapped.
         chunk: latent frames that the VAE handles at once.
         stream_encoder: the blocks of the text encoder are swapped too.
+        keep: what sampling needs of the transformer stays on the device; for mode "offload".
     """
     alone = mode != "resident"
     parts = [name for name, size in needs.weights.items() if size]
     stages = [stage for stage, name in COMPONENT_OF.items() if name in parts]
     evict = {
-        stage: tuple(name for name in parts if alone and name != COMPONENT_OF[stage])
+        stage: tuple(
+            name
+            for name in parts
+            if alone and name != COMPONENT_OF[stage] and not (keep and name == "transformer")
+        )
         for stage in stages
     }
     work = {
@@ -103,7 +116,11 @@ def build_plan(
         weights = sum(needs.weights.values())
         if alone:
             weights = _weights_alone(needs, stage, swapped, stream_encoder=stream_encoder)
+        if keep:
+            weights += _beside(needs, stage)
         peaks[stage] = weights + work[stage] + _kept(needs, stage)
+    if keep and needs.work.pipeline in ("scail", "steady_dancer"):
+        peaks[POSES] = needs.weights["transformer"] - needs.kv_weights + POSE_ROOM
     waiting = sum(needs.weights.values()) if alone else 0
     return MemoryPlan(
         mode=mode,
@@ -120,6 +137,7 @@ def build_plan(
         context_frames=None,
         why=(),
         needs=needs,
+        keep_transformer=keep,
     )
 
 
@@ -134,6 +152,12 @@ def _weights_alone(needs: Needs, stage: str, swapped: int, *, stream_encoder: bo
     if stage == TEXT and stream_encoder:
         return needs.streamed_encoder
     return needs.weights[COMPONENT_OF[stage]]
+
+
+def _beside(needs: Needs, stage: str) -> int:
+    """Returns the bytes of a transformer that stays, beside what a stage brings by itself."""
+    resting = needs.weights["transformer"] - needs.kv_weights
+    return {SAMPLE: 0, PROJECT: resting - needs.outer}.get(stage, resting)
 
 
 def _kept(needs: Needs, stage: str) -> int:

@@ -16,9 +16,10 @@ from pipelines.memory import Allowed, MemoryPlan, choose_memory
 from pipelines.memory_needs import Pipeline, Storage, Workload, needs_of
 from pipelines.plan_memory import memory_for, memory_lines, workload_of
 from pipelines.plan_shapes import Sizes, sizes_of
-from pipelines.plan_stages import batched, sampling_stages
-from pipelines.plan_steps import context_of, plan_steps
+from pipelines.plan_stages import batch_of, kept_tokens, sampling_stages
+from pipelines.plan_steps import cache_of, context_of, plan_steps
 from pipelines.plan_types import FilePlan, Plan, StagePlan, StepPlan, file_plan
+from pipelines.plan_windows import idle_options
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.job import Job, resolve_frames
 from xicon_infer.media.image import load_image, resized_size
@@ -27,7 +28,7 @@ from xicon_infer.media.video import probe
 from xicon_infer.pose.track import load_tracks
 from xicon_infer.sizes import choose_size
 from xicon_infer.types import latent_frames, pixel_frames
-from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest
+from xicon_infer.weights.manifest import FileEntry, files_for, load_manifest, optional_files
 
 __all__ = [
     "FilePlan",
@@ -66,6 +67,7 @@ def make_plan(job: Job, *, search_dirs: Sequence[Path] = (), gpu: str | None = N
     steps = plan_steps(job, sizes.dit, width, height, num_frames)
     stages = (*plan_pose.pose_stages(job, available), *sampling_stages(job, sizes, steps))
     context = context_of(job)
+    warnings += idle_options(context, num_frames, cache_of(job), _anchor(job))
     looped = context.looped and context.active(num_frames)
     memory = memory_of(job, sizes, gpu) if gpu is not None else None
     return Plan(
@@ -130,8 +132,15 @@ def _workload(job: Job, sizes: Sizes) -> Workload:
         sizes,
         cast("Pipeline", job.pipeline),
         window=context.frames if context.active(sizes.num_frames) else None,
-        batch=2 if batched(job, sizes) else 1,
+        batch=batch_of(job, sizes),
+        kept_tokens=kept_tokens(job, sizes),
     )
+
+
+def _anchor(job: Job) -> tuple[str, str] | None:
+    """Returns what later windows start with, and the default of that; None without a picture."""
+    usual = {"steady_dancer": "first", "wan_i2v": "every"}.get(job.pipeline)
+    return None if usual is None else (job.window_anchor, usual)
 
 
 def allowed(job: Job) -> Allowed:
@@ -271,6 +280,8 @@ def _files(job: Job, search_dirs: Sequence[Path]) -> tuple[FilePlan, ...]:
     found = []
     if job.preset != "tiny":
         entries = files_for(job.pipeline, job.preset)
+        if job.decoder == "tiny":
+            entries += optional_files("preview")
         found = [file_plan(entry, search_dirs) for entry in entries if entry.component != "lora"]
     found += plan_pose.pose_files(job, search_dirs)
     return (*found, *(_lora_file(lora.name, search_dirs) for lora in job.loras))

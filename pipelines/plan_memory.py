@@ -99,7 +99,13 @@ class Sizes(Protocol):
 
 
 def workload_of(
-    job: Job, sizes: Sizes, pipeline: Pipeline, *, window: int | None, batch: int
+    job: Job,
+    sizes: Sizes,
+    pipeline: Pipeline,
+    *,
+    window: int | None,
+    batch: int,
+    kept_tokens: int = 0,
 ) -> Workload:
     """Returns a job in numbers.
 
@@ -109,6 +115,7 @@ def workload_of(
         pipeline: which model's tokens are counted.
         window: pixel frames of a context window, None if all frames go at once.
         batch: samples in one forward pass: 2 where both branches of the guidance share one.
+        kept_tokens: those that a step cache keeps.
     """
     tiny = job.preset == "tiny"
     beside = job.lora_mode != "merge"
@@ -125,9 +132,11 @@ def workload_of(
         fp8_file=sizes.matrix_bytes == 1,
         contexts=2 if job.guided else 1,
         batch=batch,
+        kept_tokens=kept_tokens,
         lora_rank=LORA_RANK * len(job.loras) if beside else 0,
         tile=(job.tile_width, job.tile_height),
         stride=(job.tile_stride_width, job.tile_stride_height),
+        vae_chunk=None if job.vae_chunk == "auto" else job.vae_chunk,
         extra_parameters=STEADY_DANCER_EXTRA_PARAMETERS if dancer else 0,
     )
     if tiny:  # its encoders are below a megabyte
@@ -202,7 +211,8 @@ def _cell(work: Workload, gpu: str, storages: tuple[Storage, ...] = ("reference"
     except OutOfMemory:
         return "does not fit"
     swapped = f" {plan.blocks_to_swap}/{plan.needs.blocks}" if plan.blocks_to_swap else ""
-    return f"{plan.mode}{swapped}, {_gb(plan.peak)}"
+    stays = "*" if plan.keep_transformer else ""
+    return f"{plan.mode}{stays}{swapped}, {_gb(plan.peak)}"
 
 
 def _gb(size: int) -> str:

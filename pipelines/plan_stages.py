@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.plan_shapes import Sizes
-from pipelines.plan_steps import guidance_of
+from pipelines.plan_steps import cache_of, context_of, guidance_of, most_branches
 from pipelines.plan_types import StagePlan, StepPlan
+from pipelines.plan_windows import cached_tokens
 from xicon_infer import formulas, formulas_vae
 from xicon_infer.job import Job
 from xicon_infer.types import latent_frames
@@ -42,10 +43,26 @@ def sampling_stages(job: Job, sizes: Sizes, steps: Sequence[StepPlan]) -> tuple[
 
 
 def batched(job: Job, sizes: Sizes) -> bool:
-    """Returns whether the guidance branches of a job share one forward pass."""
+    """Returns whether the guidance branches of a job share one forward pass.
+
+    EasyCache decides for each branch alone.
+    """
+    if job.step_cache == "easycache":
+        return False
     tokens = latent_frames(sizes.num_frames) * sizes.frame_tokens
     together = {"batched": True, "sequential": False, "auto": tokens <= BATCHED_TOKENS}
-    return job.guided and together[job.guidance_batching]
+    return most_branches(job) > 1 and together[job.guidance_batching]
+
+
+def batch_of(job: Job, sizes: Sizes) -> int:
+    """Returns the samples in one forward pass: the branches of the guidance that share it."""
+    return most_branches(job) if batched(job, sizes) else 1
+
+
+def kept_tokens(job: Job, sizes: Sizes) -> int:
+    """Returns the tokens that a step cache keeps, of all branches and windows."""
+    frames, hw = sizes.num_frames, sizes.frame_tokens
+    return most_branches(job) * cached_tokens(cache_of(job), context_of(job), frames, hw)
 
 
 def _pictures(job: Job) -> int:
@@ -89,14 +106,15 @@ def _sample(job: Job, sizes: Sizes, steps: Sequence[StepPlan]) -> StagePlan:
     weights = formulas.weight_bytes(sizes.dit, sizes.matrix_bytes, element)
     if job.lora_mode != "merge":
         weights += len(job.loras) * formulas.lora_bytes(sizes.dit, LORA_RANK, element)
-    flops = sum(step.flops for step in steps) + branches * formulas.cross_kv_flops(sizes.dit)
+    flops = sum(step.flops for step in steps) + formulas.cross_kv_flops(sizes.dit, branches)
     work = formulas.sampling_bytes(
         sizes.dit,
         max(step.tokens for step in steps),
         element_bytes=element,
         branches=branches,
-        batch=2 if batched(job, sizes) else 1,
+        batch=batch_of(job, sizes),
     )
+    work += kept_tokens(job, sizes) * sizes.dit.dim * element
     return StagePlan("sample", flops, weights, work)
 
 

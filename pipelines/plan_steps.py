@@ -7,6 +7,7 @@ from pipelines.steady_dancer_plan import Guidance
 from xicon_infer import formulas
 from xicon_infer.formulas import DitShape
 from xicon_infer.job import Job
+from xicon_infer.sampling.cache_options import CacheOptions, variant_of
 from xicon_infer.sampling.schedule import make_schedule
 from xicon_infer.sampling.windows import ContextOptions, weighted_windows
 from xicon_infer.types import latent_frames
@@ -63,6 +64,23 @@ def context_of(job: Job) -> ContextOptions:
         freenoise=job.freenoise,
         fuse=job.fuse_method,
     )
+
+
+def cache_of(job: Job) -> CacheOptions:
+    """Returns which steps may be skipped; "auto" is what is usual for the method."""
+    threshold, start = job.step_cache_threshold, job.step_cache_start
+    return CacheOptions(
+        method=job.step_cache,
+        threshold=None if threshold == "auto" else threshold,
+        start=None if start == "auto" else start,
+        end=job.step_cache_end,
+        variant=variant_of(job.pipeline, job.transformer.name if job.transformer else job.preset),
+    )
+
+
+def most_branches(job: Job) -> int:
+    """Returns the most forward passes that a step has, for one window."""
+    return max(_branches(job, step) for step in range(job.num_inference_steps))
 
 
 def guidance_of(job: Job) -> Guidance:

@@ -24,7 +24,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"           {driven}{latent}"
     if plan.steps:
         yield _sampling_line(plan)
-        forwards = f"{plan.forwards} forward passes of at most {plan.tokens:,} tokens, "
+        most = "" if plan.settings["step_cache"] == "none" else "up to "
+        forwards = f"{most}{plan.forwards} forward passes of at most {plan.tokens:,} tokens, "
     else:
         forwards = ""
     yield f"work       {forwards}{_flops(plan.total_flops)} in all"
@@ -94,6 +95,9 @@ def _step_line(first: int, last: int, steps: Sequence[StepPlan]) -> str:
 
 def _file_line(file: FilePlan) -> str:
     size = "unknown size" if file.size_bytes is None else _bytes(file.size_bytes)
+    if file.damaged:
+        size = f"{file.size_bytes:,} bytes, {file.listed_bytes:,} are listed: fetch it again"
+        return f"  {file.component:<14} DAMAGED  {file.path} ({size})"
     state = f"found    {file.path}" if file.path else f"MISSING  {file.name}"
     return f"  {file.component:<14} {state} ({size})"
 

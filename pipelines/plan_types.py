@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xicon_infer.weights.manifest import FileEntry, locate
+from xicon_infer.weights.manifest import FileEntry
+from xicon_infer.weights.places import find_all
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,21 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One model file: where it lies (None if missing) and its bytes (None if unknown)."""
+    """One model file: where it lies (None if missing) and its bytes (None if unknown).
+
+    listed_bytes: what the manifest says it has, None if that is unknown.
+    """
 
     component: str
     name: str
     path: Path | None
     size_bytes: int | None
+    listed_bytes: int | None = None
+
+    @property
+    def damaged(self) -> bool:
+        """Returns True if the file is there with another size than the one that is listed."""
+        return self.path is not None and self.listed_bytes not in (None, self.size_bytes)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class Plan:
 
 def file_plan(entry: FileEntry, search_dirs: Sequence[Path]) -> FilePlan:
     """Returns where a file of the manifest lies, and its size as far as it is known."""
-    path = locate(entry, search_dirs)
-    size = path.stat().st_size if path else entry.size_bytes
-    return FilePlan(entry.component, entry.names[0], path, size)
+    found = find_all([entry], search_dirs).get(entry.id)
+    if found is None:
+        return FilePlan(entry.component, entry.names[0], None, entry.size_bytes, entry.size_bytes)
+    size, listed = found.path.stat().st_size, found.published.size_bytes
+    return FilePlan(entry.component, entry.names[0], found.path, size, listed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,17 @@ from torch import Tensor
 from pipelines.components import Components
 from pipelines.encode import encode_picture, encode_text, encode_video
 from pipelines.frames import decode_frames
+from pipelines.passes import Passes, begin_passes, end_passes
+from pipelines.plan_windows import idle_options
 from pipelines.pose_frames import PoseOptions, draw_pose
 from xicon_infer.errors import InvalidRequest, PoseError
 from xicon_infer.job import resolve_frames
 from xicon_infer.media.image import resize_frames
+from xicon_infer.models.passes import split_context, stack_contexts
 from xicon_infer.models.scail import PosePositions, ScailTransformer
 from xicon_infer.models.vae_tiling import TileOptions
-from xicon_infer.models.wan import Context, stack_contexts
+from xicon_infer.models.wan import Context
+from xicon_infer.sampling.cache_options import CacheOptions
 from xicon_infer.sampling.denoise import active_at, denoise, fused_windows, guide
 from xicon_infer.sampling.noise import freenoise, initial_noise
 from xicon_infer.sampling.schedule import make_schedule
@@ -58,7 +62,8 @@ class ScailOptions:
 
     width, height: pixels of the result, multiples of 32. num_frames: pixel frames wanted, None
     for as many as the pose has. seed: 0 to 2**64 - 1. Ranges (start, end) are fractions of the
-    steps, both ends included. tiles: decode in tiles, None for whole frames.
+    steps, both ends included. step_cache: which steps may be skipped. tiles: decode in tiles, None
+    for whole frames.
 
     Raises:
         InvalidRequest: the size is no multiple of 32, or the scheduler cannot make the steps.
@@ -91,6 +96,7 @@ class ScailOptions:
     draw_face: bool = True
     draw_hands: bool = True
     guidance_batching: Literal["auto", "batched", "sequential"] = "auto"
+    step_cache: CacheOptions = field(default_factory=CacheOptions)
     tiles: TileOptions | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +109,7 @@ class ScailOptions:
                 )
         # Refuses a number of steps that the scheduler cannot make, before anything is loaded.
         make_schedule(self.scheduler, self.num_inference_steps, self.shift)
+        self.step_cache.check(self.num_inference_steps, self.guidance_batching)
 
     @property
     def guided(self) -> bool:
@@ -193,17 +200,19 @@ class ScailPipeline:
             )
         conditioning = encode_conditioning(parts, reference, pose_frames, options, progress)
         with progress.stage("sample"), parts.sampling():
-            latents = sample(parts.transformer, conditioning, num_frames, options, progress)
-        with progress.stage("decode video"), parts.on_device("vae"):
+            model = parts.transformer
+            latents = sample(model, conditioning, num_frames, options, progress, parts.facts)
+        with progress.stage("decode video"), parts.on_device(parts.decoder_part):
             looped = options.context.looped and options.context.active(num_frames)
             del conditioning  # keys and values of a 14B model are 0.6 GB
             frames = decode_frames(
-                parts.vae,
+                parts.decoder,
                 latents,
                 tiles=options.tiles,
                 looped=looped,
                 progress=progress,
-                most=parts.vae_chunk,
+                piece=parts.vae_chunk,
+                use=parts.frames_to,
             )
         fps = pose.fps if isinstance(pose, Clip) else pose[0].fps
         return ScailOutput(Clip(frames, fps), reference, pose_frames)
@@ -229,7 +238,8 @@ def choose_num_frames(pose: Clip | list[Track], options: ScailOptions, progress:
         raise PoseError("the motion has no person; give at least one track", field="track")
     length = len(pose.frames) if isinstance(pose, Clip) else len(pose[0].body.joints)
     num_frames, warnings = resolve_frames(length, options.num_frames)
-    for warning in warnings:
+    idle = idle_options(options.context, num_frames, options.step_cache)
+    for warning in (*warnings, *idle):
         progress.warn(warning)
     return num_frames
 
@@ -254,7 +264,7 @@ def encode_conditioning(
         pose_latents = encode_video(parts, pose_frames, progress)
     with progress.stage("project conditioning"), parts.projecting():
         model = parts.transformer
-        contexts = [model.encode_context([text], image) for text in texts]
+        contexts = split_context(model.encode_context(texts, image), len(texts))
         strengths = [options.ref_strength]
         if options.guided:
             strengths.append(0.0 if options.uncond_reference == "zero" else options.ref_strength)
@@ -276,21 +286,30 @@ def sample(
     num_frames: int,
     options: ScailOptions,
     progress: Progress,
+    facts: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Returns clean latents float32 [1, 16, T, H / 8, W / 8], as large as the reference."""
+    """Returns clean latents float32 [1, 16, T, H / 8, W / 8], as large as the reference.
+
+    `facts` of the report get what the step cache did.
+    """
     shape = (LATENT_CHANNELS, latent_frames(num_frames), *conditioning.size)
     noise, generator = initial_noise(options.seed, shape)
     windowed = options.context.active(num_frames)
     if windowed and options.context.freenoise:
         cut = options.context.latents()
         noise = freenoise(noise, cut.frames, cut.overlap, generator)
-    return denoise(
-        make_predict(transformer, conditioning, options, windowed=windowed),
+    schedule = make_schedule(options.scheduler, options.num_inference_steps, options.shift)
+    windows = (options.context, num_frames)
+    passes = begin_passes(transformer, schedule, options.step_cache, windows, progress)
+    latents = denoise(
+        make_predict(transformer, conditioning, options, windowed=windowed, passes=passes),
         noise[None].to(transformer.device),
-        make_schedule(options.scheduler, options.num_inference_steps, options.shift),
+        schedule,
         generator=generator,
         progress=progress,
     )
+    end_passes(passes, options.step_cache, progress, facts)
+    return latents
 
 
 def make_predict(
@@ -299,12 +318,14 @@ def make_predict(
     options: ScailOptions,
     *,
     windowed: bool,
+    passes: Passes | None = None,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
     """Returns `predict(latents, timestep, step) -> velocity` for the sampling loop.
 
     With windows, every window of a step sees the same latents; the velocities are blended.
+    `passes` are what all passes of the run share.
     """
-    steps = options.num_inference_steps
+    shared, steps = passes or Passes(), options.num_inference_steps
     positions = PosePositions(options.pose_rope_t_offset == 1, options.pose_rope)
     first, second = conditioning.conditional, conditioning.unconditional
     batched = batch_guidance(conditioning, options)
@@ -316,14 +337,17 @@ def make_predict(
         with_reference = active_at(step, steps, options.ref_start, options.ref_end)
 
         def run(latents: Tensor, timesteps: Tensor, branches: Sequence[Branch]) -> Tensor:
-            branch = both if both and len(branches) == 2 else branches[0]
+            together = both is not None and len(branches) == 2
+            branch = both if both and together else branches[0]
+            name = "both" if together else "first" if branch is first else "second"
             return transformer(
                 latents,
-                timesteps,
+                shared.time(step, timesteps),
                 branch.context,
                 reference=branch.reference if with_reference else None,
                 pose=conditioning.pose[:, frames] if with_pose else None,
                 positions=positions,
+                reuse=shared.reuse(step, name, frames, (with_pose, with_reference)),
             )
 
         step_velocity = guide(run, first, second, options.guidance_scale, batched=batched)
@@ -338,6 +362,7 @@ def make_predict(
             latents,
             found,
             weights,
+            on_window=shared.on_window,
         )
 
     return predict
@@ -353,8 +378,10 @@ def batch_guidance(conditioning: ScailConditioning, options: ScailOptions) -> bo
     """Returns whether both branches of the guidance share one forward pass.
 
     "auto" says yes for short sequences, which alone do not fill a GPU; for long ones a batch
-    only costs memory.
+    only costs memory. EasyCache decides for each branch alone.
     """
+    if options.step_cache.method == "easycache":
+        return False
     noise_tokens = conditioning.pose.shape[1] * conditioning.pose.shape[2] * 4
     together = {"batched": True, "sequential": False, "auto": noise_tokens <= BATCHED_TOKENS}
     return together[options.guidance_batching]

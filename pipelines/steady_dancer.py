@@ -19,6 +19,7 @@ from torch import Tensor
 from pipelines.components import Components
 from pipelines.encode import encode_picture, encode_start, encode_text, encode_video
 from pipelines.frames import decode_frames
+from pipelines.plan_windows import idle_options
 from pipelines.steady_dancer_options import (
     PoseVideos,
     SteadyDancerOptions,
@@ -33,6 +34,7 @@ from pipelines.steady_dancer_sampling import (
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.job import resolve_frames
 from xicon_infer.media.image import resize_frames
+from xicon_infer.models.passes import split_context
 from xicon_infer.models.steady_dancer import SteadyDancerTransformer
 from xicon_infer.types import Clip, Fit, Progress, SilentProgress, UInt8Array
 
@@ -99,17 +101,18 @@ class SteadyDancerPipeline:
             ]
         conditioning = encode_conditioning(parts, reference, poses, options, progress)
         with progress.stage("sample"), parts.sampling():
-            latents = sample(parts.transformer, conditioning, options, progress)
-        with progress.stage("decode video"), parts.on_device("vae"):
+            latents = sample(parts.transformer, conditioning, options, progress, parts.facts)
+        with progress.stage("decode video"), parts.on_device(parts.decoder_part):
             looped = options.context.looped and is_windowed(conditioning, options)
             del conditioning  # keys and values of a 14B model are 0.6 GB
             frames = decode_frames(
-                parts.vae,
+                parts.decoder,
                 latents,
                 tiles=options.tiles,
                 looped=looped,
                 progress=progress,
-                most=parts.vae_chunk,
+                piece=parts.vae_chunk,
+                use=parts.frames_to,
             )
         return SteadyDancerOutput(Clip(frames, pose.positive.fps), reference, poses[0])
 
@@ -133,7 +136,9 @@ def fit_reference(image: UInt8Array, options: SteadyDancerOptions) -> UInt8Array
 def choose_num_frames(pose: PoseVideos, options: SteadyDancerOptions, progress: Progress) -> int:
     """Returns F = 4n + 1 by the one rule of `resolve_frames`; warns of every repair."""
     num_frames, warnings = resolve_frames(len(pose.positive.frames), options.num_frames)
-    for warning in warnings:
+    anchor = (options.window_anchor, "first")
+    idle = idle_options(options.context, num_frames, options.step_cache, anchor)
+    for warning in (*warnings, *idle):
         progress.warn(warning)
     return num_frames
 
@@ -163,8 +168,8 @@ def check_negative_pose(pose: PoseVideos, options: SteadyDancerOptions, progress
     lengths = len(pose.positive.frames), len(pose.negative.frames)
     if lengths[0] != lengths[1]:
         raise InvalidRequest(
-            f"the negative pose has {lengths[1]} frames, the positive {lengths[0]}; both must "
-            "show the same motion",
+            f"'negative_pose' has {lengths[1]} frames, 'pose_video' {lengths[0]}; both must show "
+            "the same motion frame by frame: give a video of the same length and rate",
             field="negative_pose",
         )
 
@@ -225,7 +230,8 @@ def encode_conditioning(
         pose, *negative = (encode_video(parts, frames, progress) for frames in poses)
     with progress.stage("project conditioning"), parts.projecting():
         model = parts.transformer
-        contexts = [model.encode_context([text], image, pose_image) for text in texts]
+        told = model.encode_context(texts, image, pose_image)
+        contexts = split_context(told, len(texts))
         reference_tokens = model.embed_reference(start[:, 4:, :1])
         first_pose = model.embed_first_pose(pose[:, :, :1])
     return SteadyDancerConditioning(

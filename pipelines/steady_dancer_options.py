@@ -8,6 +8,7 @@ from typing import Literal
 from pipelines.steady_dancer_plan import SIZE_MULTIPLE, Guidance
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.models.vae_tiling import TileOptions
+from xicon_infer.sampling.cache_options import CacheOptions
 from xicon_infer.sampling.schedule import make_schedule
 from xicon_infer.sampling.windows import ContextOptions
 from xicon_infer.types import Clip, Fit, UInt8Array
@@ -28,7 +29,8 @@ class SteadyDancerOptions:
     range: see `pipelines.steady_dancer_plan.Guidance`. pose_strength_spatial, _temporal: of the
     structure and the motion of the pose; pose_strength: a factor on both. pose_clip: add the CLIP
     view of the first pose frame. window_anchor: what starts with the reference, see
-    `pipelines.steady_dancer_sampling`. tiles: decode in tiles, None for whole frames.
+    `pipelines.steady_dancer_sampling`. step_cache: which steps may be skipped. tiles: decode in
+    tiles, None for whole frames.
 
     Raises:
         InvalidRequest: the size is no multiple of 16, the pose cannot be fitted so, or the
@@ -61,6 +63,7 @@ class SteadyDancerOptions:
     pose_fit: Fit = "crop"
     clip_preprocess: Literal["stretch", "center"] = "stretch"
     guidance_batching: Literal["auto", "batched", "sequential"] = "auto"
+    step_cache: CacheOptions = field(default_factory=CacheOptions)
     tiles: TileOptions | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +82,7 @@ class SteadyDancerOptions:
             )
         # Refuses a number of steps that the scheduler cannot make, before anything is loaded.
         make_schedule(self.scheduler, self.num_inference_steps, self.shift)
+        self.step_cache.check(self.num_inference_steps, self.guidance_batching)
 
     @property
     def guidance(self) -> Guidance:

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pipelines.passes import Passes, begin_passes, end_passes
 from pipelines.steady_dancer_options import SteadyDancerOptions
 from pipelines.steady_dancer_plan import Branch, Guidance
+from xicon_infer.models.passes import stack_contexts
 from xicon_infer.models.steady_dancer import PoseSignal, SteadyDancerTransformer
-from xicon_infer.models.wan import Context, stack_contexts
+from xicon_infer.models.wan import Context
 from xicon_infer.sampling.denoise import classifier_free, denoise, fused_windows
 from xicon_infer.sampling.noise import freenoise, initial_noise
 from xicon_infer.sampling.schedule import make_schedule
@@ -71,20 +73,29 @@ def sample(
     conditioning: SteadyDancerConditioning,
     options: SteadyDancerOptions,
     progress: Progress,
+    facts: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Returns clean latents float32 [1, 16, T, H / 8, W / 8], as large as the pose."""
+    """Returns clean latents float32 [1, 16, T, H / 8, W / 8], as large as the pose.
+
+    `facts` of the report get what the step cache did.
+    """
     noise, generator = initial_noise(options.seed, conditioning.pose.shape[1:])
     windowed = is_windowed(conditioning, options)
     if windowed and options.context.freenoise:
         cut = options.context.latents()
         noise = freenoise(noise, cut.frames, cut.overlap, generator)
-    return denoise(
-        make_predict(transformer, conditioning, options),
+    schedule = make_schedule(options.scheduler, options.num_inference_steps, options.shift)
+    windows = (options.context, pixel_frames(conditioning.pose.shape[2]))
+    passes = begin_passes(transformer, schedule, options.step_cache, windows, progress)
+    latents = denoise(
+        make_predict(transformer, conditioning, options, passes),
         noise[None].to(transformer.device),
-        make_schedule(options.scheduler, options.num_inference_steps, options.shift),
+        schedule,
         generator=generator,
         progress=progress,
     )
+    end_passes(passes, options.step_cache, progress, facts)
+    return latents
 
 
 def is_windowed(conditioning: SteadyDancerConditioning, options: SteadyDancerOptions) -> bool:
@@ -96,12 +107,15 @@ def make_predict(
     transformer: SteadyDancerTransformer,
     conditioning: SteadyDancerConditioning,
     options: SteadyDancerOptions,
+    passes: Passes | None = None,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
     """Returns `predict(latents, timestep, step) -> velocity` for the sampling loop.
 
     With windows, every window of a step sees the same latents; the velocities are blended.
+    `passes` are what all passes of the run share.
     """
-    branches = make_branches(transformer, conditioning, options)
+    shared = passes or Passes()
+    branches = make_branches(transformer, conditioning, options, shared)
     windowed, guidance = is_windowed(conditioning, options), options.guidance
 
     def predict(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
@@ -113,6 +127,7 @@ def make_predict(
             latents,
             found,
             weights,
+            on_window=shared.on_window,
         )
 
     return predict
@@ -139,8 +154,10 @@ def make_branches(
     transformer: SteadyDancerTransformer,
     conditioning: SteadyDancerConditioning,
     options: SteadyDancerOptions,
+    passes: Passes | None = None,
 ) -> Branches:
     """Returns what predicts every branch of a step, together or one after the other."""
+    shared = passes or Passes()
     guidance, steps = options.guidance, options.num_inference_steps
     batched = batch_guidance(conditioning, options)
     kept: dict[tuple[int, ...], WindowInputs] = {}
@@ -170,9 +187,10 @@ def make_branches(
                 pose = stack_signals([signals[name] for name in group])
             velocity = transformer(
                 latents.expand(len(group), -1, -1, -1, -1),
-                timestep.expand(len(group)),
+                shared.time(step, timestep.expand(len(group))),
                 stacked[group],
                 start,
+                reuse=shared.reuse(step, group, window, pose is None),
                 pose=pose,
             )
             found += velocity.chunk(len(group))
@@ -185,8 +203,10 @@ def batch_guidance(conditioning: SteadyDancerConditioning, options: SteadyDancer
     """Returns whether all branches of a step share one forward pass.
 
     "auto" says yes for short sequences, which alone do not fill a GPU; for long ones a batch
-    only costs memory.
+    only costs memory. EasyCache decides for each branch alone.
     """
+    if options.step_cache.method == "easycache":
+        return False
     noise_tokens = conditioning.pose[0, 0].numel() // 4
     together = {"batched": True, "sequential": False, "auto": noise_tokens <= BATCHED_TOKENS}
     return together[options.guidance_batching]

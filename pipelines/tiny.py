@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xicon_infer.models.scail import ScailTransformer
 from xicon_infer.models.text import TextConfig, build_text_encoder
+from xicon_infer.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from xicon_infer.models.tokenizer import Tokenizer, tiny_tokenizer
 from xicon_infer.models.vae import WanVAE
 from xicon_infer.models.vae_config import VAEConfig
@@ -32,6 +33,7 @@ TINY_I2V = replace(TINY_SCAIL, in_dim=36)
 TINY_T2V = replace(TINY_SCAIL, in_dim=16, image_dim=None)
 # Narrower layers fall off the fast convolutions of the CPU and take longer.
 TINY_VAE = VAEConfig(dim=16)
+TINY_DECODER = TinyDecoderConfig((32, 16, 16, 16))
 TINY_VISION = VisionConfig(
     width=64, d_ff=128, num_layers=2, num_heads=4, image_size=56, patch_size=14
 )
@@ -69,6 +71,11 @@ def tiny_transformer_state(
 def tiny_vae_state(config: VAEConfig = TINY_VAE) -> dict[str, Tensor]:
     """Returns the tensors of a tiny VAE checkpoint, original names, float32."""
     return seeded_state(_on_meta(lambda: WanVAE(config)))
+
+
+def tiny_decoder_state() -> dict[str, Tensor]:
+    """Returns the tensors of a small decoder's checkpoint, narrower than the published one."""
+    return seeded_state(_on_meta(lambda: TinyDecoder(TINY_DECODER)))
 
 
 def tiny_text_state() -> dict[str, Tensor]:

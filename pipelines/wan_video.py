@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +24,15 @@ from torch import Tensor
 from pipelines.components import Components
 from pipelines.encode import encode_picture, encode_start, encode_text
 from pipelines.frames import decode_frames
+from pipelines.passes import Passes, begin_passes, end_passes
+from pipelines.plan_windows import idle_options
 from pipelines.scail import as_span
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.media.image import resize_frames
+from xicon_infer.models.passes import split_context, stack_contexts
 from xicon_infer.models.vae_tiling import TileOptions
-from xicon_infer.models.wan import Context, WanTransformer, stack_contexts
+from xicon_infer.models.wan import Context, WanTransformer
+from xicon_infer.sampling.cache_options import CacheOptions
 from xicon_infer.sampling.denoise import denoise, fused_windows, guide
 from xicon_infer.sampling.noise import freenoise, initial_noise
 from xicon_infer.sampling.schedule import make_schedule
@@ -58,7 +62,7 @@ class WanOptions:
     width, height: pixels of the result, multiples of 16. num_frames: pixel frames, lowered to
     4n + 1. fps: of the result. seed: 0 to 2**64 - 1. window_anchor: what stands in the first
     frame of a later window: "every" the first picture again (ComfyUI wrapper), "first" nothing.
-    tiles: decode in tiles, None for whole frames.
+    step_cache: which steps may be skipped. tiles: decode in tiles, None for whole frames.
 
     Raises:
         InvalidRequest: the size is no multiple of 16, or the scheduler cannot make the steps.
@@ -80,6 +84,7 @@ class WanOptions:
     image_fit: Fit = "crop"
     clip_preprocess: Literal["stretch", "center"] = "stretch"
     guidance_batching: Literal["auto", "batched", "sequential"] = "auto"
+    step_cache: CacheOptions = field(default_factory=CacheOptions)
     tiles: TileOptions | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +100,7 @@ class WanOptions:
                 f"'num_frames' must be at least 1, got {self.num_frames}", field="num_frames"
             )
         make_schedule(self.scheduler, self.num_inference_steps, self.shift)
+        self.step_cache.check(self.num_inference_steps, self.guidance_batching)
 
     @property
     def guided(self) -> bool:
@@ -162,18 +168,23 @@ class WanVideoPipeline:
         start, end = fit_picture(first, options), fit_picture(last, options, like=first)
         conditioning = encode_conditioning(parts, start, end, options, progress)
         num_frames = pixel_frames(latent_frames(options.num_frames))
+        anchor = None if first is None else (options.window_anchor, "every")
+        for warning in idle_options(options.context, num_frames, options.step_cache, anchor):
+            progress.warn(warning)
         with progress.stage("sample"), parts.sampling():
-            latents = sample(parts.transformer, conditioning, num_frames, options, progress)
-        with progress.stage("decode video"), parts.on_device("vae"):
+            model = parts.transformer
+            latents = sample(model, conditioning, num_frames, options, progress, parts.facts)
+        with progress.stage("decode video"), parts.on_device(parts.decoder_part):
             looped = options.context.looped and options.context.active(num_frames)
             del conditioning  # keys and values of a 14B model are 0.6 GB
             frames = decode_frames(
-                parts.vae,
+                parts.decoder,
                 latents,
                 tiles=options.tiles,
                 looped=looped,
                 progress=progress,
-                most=parts.vae_chunk,
+                piece=parts.vae_chunk,
+                use=parts.frames_to,
             )
         return WanOutput(Clip(frames, options.fps), start, end)
 
@@ -262,7 +273,7 @@ def encode_conditioning(
         with progress.stage("encode start image"):
             condition = encode_start(parts, first, options.num_frames, last=last)
     with progress.stage("project conditioning"), parts.projecting():
-        contexts = [parts.transformer.encode_context([text], image) for text in texts]
+        contexts = split_context(parts.transformer.encode_context(texts, image), len(texts))
     second = contexts[1] if options.guided else None
     return WanConditioning(contexts[0], second, condition, (height // 8, width // 8))
 
@@ -273,21 +284,27 @@ def sample(
     num_frames: int,
     options: WanOptions,
     progress: Progress,
+    facts: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Returns clean latents float32 [1, 16, T, H / 8, W / 8]."""
+    """Returns clean latents float32 [1, 16, T, H / 8, W / 8]; `facts` as in SCAIL's `sample`."""
     shape = (LATENT_CHANNELS, latent_frames(num_frames), *conditioning.size)
     noise, generator = initial_noise(options.seed, shape)
     windowed = options.context.active(num_frames)
     if windowed and options.context.freenoise:
         cut = options.context.latents()
         noise = freenoise(noise, cut.frames, cut.overlap, generator)
-    return denoise(
-        make_predict(transformer, conditioning, options, shape, windowed=windowed),
+    schedule = make_schedule(options.scheduler, options.num_inference_steps, options.shift)
+    windows = (options.context, num_frames)
+    passes = begin_passes(transformer, schedule, options.step_cache, windows, progress)
+    latents = denoise(
+        make_predict(transformer, conditioning, options, shape, windowed=windowed, passes=passes),
         noise[None].to(transformer.device),
-        make_schedule(options.scheduler, options.num_inference_steps, options.shift),
+        schedule,
         generator=generator,
         progress=progress,
     )
+    end_passes(passes, options.step_cache, progress, facts)
+    return latents
 
 
 def make_predict(
@@ -297,6 +314,7 @@ def make_predict(
     shape: tuple[int, int, int, int],
     *,
     windowed: bool,
+    passes: Passes | None = None,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
     """Returns `predict(latents, timestep, step) -> velocity` for the sampling loop.
 
@@ -306,7 +324,9 @@ def make_predict(
         options: guidance and windows.
         shape: (C, T, h, w) of the latents.
         windowed: the video is longer than a window.
+        passes: what all passes of the run share.
     """
+    shared = passes or Passes()
     first, second = conditioning.conditional, conditioning.unconditional
     _, frames, height, width = shape
     tokens = frames * (height // 2) * (width // 2)
@@ -314,23 +334,30 @@ def make_predict(
     # Stacked once: keys and values of a 14B model are 0.6 GB.
     both = stack_contexts(first, second) if batched and second is not None else None
 
-    def velocity(latents: Tensor, timestep: Tensor, frames: list[int] | slice) -> Tensor:
+    def velocity(latents: Tensor, timestep: Tensor, step: int, frames: list[int] | slice) -> Tensor:
         condition = window_condition(conditioning.condition, frames, options.window_anchor)
 
         def run(latents: Tensor, timesteps: Tensor, contexts: Sequence[Context]) -> Tensor:
-            context = both if both is not None and len(contexts) == 2 else contexts[0]
+            together = both is not None and len(contexts) == 2
+            context = both if both is not None and together else contexts[0]
+            name = "both" if together else "first" if context is first else "second"
             told = None if condition is None else condition.expand(len(latents), -1, -1, -1, -1)
-            return transformer(latents, timesteps, context, told)
+            time, reuse = shared.time(step, timesteps), shared.reuse(step, name, frames)
+            return transformer(latents, time, context, told, reuse=reuse)
 
         step_velocity = guide(run, first, second, options.guidance_scale, batched=batched)
         return step_velocity(latents, timestep)
 
     def predict(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
         if not windowed:
-            return velocity(latents, timestep, slice(None))
+            return velocity(latents, timestep, step, slice(None))
         found, weights = weighted_windows(options.context, step, latents.shape[2])
         return fused_windows(
-            lambda part, window: velocity(part, timestep, as_span(window)), latents, found, weights
+            lambda part, window: velocity(part, timestep, step, as_span(window)),
+            latents,
+            found,
+            weights,
+            on_window=shared.on_window,
         )
 
     return predict
@@ -356,6 +383,11 @@ def window_condition(
 
 
 def batch_guidance(tokens: int, options: WanOptions) -> bool:
-    """Returns whether both branches of the guidance share one forward pass of that many tokens."""
+    """Returns whether both branches of the guidance share one forward pass of that many tokens.
+
+    EasyCache decides for each branch alone.
+    """
+    if options.step_cache.method == "easycache":
+        return False
     together = {"batched": True, "sequential": False, "auto": tokens <= BATCHED_TOKENS}
     return together[options.guidance_batching]

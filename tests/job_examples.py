@@ -46,6 +46,10 @@ def companions(name: str, value: Any) -> dict[str, Any]:
         "overlay": video,
         "negative_pose": {"track": None, "pose_video": "pose.mp4"},
         "end_image": {"preset": "flf2v-bf16"},
+        **{
+            f"step_cache{part}": {"num_inference_steps": 100}
+            for part in ("", "_threshold", "_start", "_end")
+        },
         # A track is never stretched.
         "pose_fit": {"track": None, "pose_video": "p.mp4"},
     }

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from xicon_infer.ahead import ahead
+from xicon_infer.ahead import Later, Stopped, ahead
 
 
 def threads() -> int:
@@ -65,4 +65,58 @@ def test_stopping_early_ends_the_thread_and_closes_the_source():
     assert next(items) == 0
     items.close()
     assert closed == [True]
+    assert threads() == 0
+
+
+# A result made meanwhile
+
+
+def test_a_result_is_made_while_the_caller_goes_on():
+    go, events = threading.Event(), []
+
+    def work(look):
+        events.append("begins")
+        assert go.wait(20)
+        return 7
+
+    later = Later(work)
+    events.append("goes on")
+    assert not later.done
+    later.check()
+    go.set()
+    assert later.result() == 7
+    assert later.done
+    assert not later.failed
+    assert sorted(events) == ["begins", "goes on"]
+    assert threads() == 0
+
+
+def test_an_error_is_raised_wherever_it_is_looked_for():
+    def work(look):
+        raise ValueError("broken")
+
+    later = Later(work)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="broken"):
+            later.result()
+    with pytest.raises(ValueError, match="broken"):
+        later.check()
+    assert later.failed
+
+
+def test_work_that_is_not_wanted_any_more_ends():
+    looked = threading.Event()
+
+    def work(look):
+        while True:
+            look()
+            looked.set()
+            time.sleep(0.001)
+
+    later = Later(work)
+    assert looked.wait(20)
+    later.stop()
+    assert (later.done, later.failed) == (True, True)
+    with pytest.raises(Stopped):
+        later.result()
     assert threads() == 0

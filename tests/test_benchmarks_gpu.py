@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from math import isclose
 
 import pytest
@@ -24,7 +25,15 @@ from benchmarks.dit_models import (
     candidate,
 )
 from benchmarks.dit_process import Process, WorkerFailed
+from benchmarks.dit_switches import switches
 from xicon_infer.formulas import Ceiling, floor_seconds, forward_flops
+
+RUNNABLE = [
+    name
+    for name, each in CANDIDATES.items()
+    if each.kernels == "eager" and all(find_spec(package) for package in each.needs)
+]
+"""Here: Triton's kernels need a GPU."""
 
 ARGS = argparse.Namespace(device="cpu", layers=2, tiny=True, turns=3, rounds=2)
 
@@ -39,13 +48,13 @@ def errors():
     """Relative error of each candidate on the tiny slice."""
     found = {}
     with torch.inference_mode():
-        for name in CANDIDATES:
+        for name in RUNNABLE:
             args = argparse.Namespace(**vars(ARGS) | {"candidate": name})
             found[name] = dit_worker.slice_error(args)
     return found
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_every_candidate_runs_and_is_near_float32(name, errors):
     assert 0 < errors[name] < 0.1
     assert candidate(name).fp8_products == name.startswith("O3")
@@ -206,7 +215,7 @@ def test_every_part_has_a_command_that_is_understood(dry, monkeypatch):
     args = argparse.Namespace(parts=None, dry=dry)
     for part in gpu_suite.chosen(args):
         words = gpu_suite.words_of(part, args)
-        if words[2].startswith("benchmarks."):
+        if words[2].startswith("benchmarks.") and find_spec(words[2]):
             module = import_module(words[2])
             monkeypatch.setattr(sys, "argv", words[2:])
             source = inspect.getsource(module)
@@ -272,8 +281,8 @@ def test_the_rates_come_with_any_part_that_compares(monkeypatch, capsys):
     run(monkeypatch, gpu_suite, "--list", "--parts", "dit_whole", "pose_render")
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "ceilings",
-        "pose_render",
         "dit_whole",
+        "pose_render",
     ]
 
 
@@ -282,3 +291,32 @@ def test_it_refuses_without_a_gpu(monkeypatch):
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit, match="needs a CUDA device"):
         run(monkeypatch, gpu_suite)
+
+
+def test_switches_are_told_with_gain_and_drift():
+    times = {"B0": 4.0, "O1": 2.0, "O1f": 1.6, "O3r": 1.0}
+    report = {
+        "errors": {"O1": {"relative_l2": 0.004}, "O3r": {"relative_l2": 0.02}},
+        "candidates": dict.fromkeys(times, "what"),
+        "results": {"32": {name: {"median_s": s} for name, s in times.items()}, "48": {}},
+    }
+    rows = {row["candidate"]: row for row in switches(report)["32"]}
+    assert list(rows) == ["O1f", "O3r"]
+    assert (rows["O1f"]["gain"], rows["O3r"]["gain"]) == (1.25, 2.0)
+    assert rows["O3r"]["times_the_error"] == 5.0
+    assert rows["O1f"]["relative_l2"] is None
+    assert "48" not in switches(report)
+
+
+def test_a_result_says_where_it_was_made_and_half_of_one_is_passed_over(tmp_path):
+    suite_says = {"command": "c", "commit": "abc", "machine": {"device": "x"}, "versions": {}}
+    assert gpu_suite.completed({"ok": 1}, suite_says) == suite_says | {"ok": 1}
+    assert gpu_suite.completed({"commit": "own"}, suite_says)["commit"] == "own"
+    (tmp_path / "half.json").write_text('{"a": [1, 2')
+    assert gpu_suite.read_result(tmp_path / "half.json") is None
+
+
+def test_a_part_without_its_script_is_skipped():
+    args = argparse.Namespace(dry=False, budget=50.0)
+    part = gpu_suite.Part("it", 2.0, "benchmarks.nowhere --device cuda")
+    assert gpu_suite.why_skip(part, args, 40.0) == "benchmarks.nowhere is not there"

@@ -81,7 +81,7 @@ CASES: list[tuple[list[str], set[int]]] = [
     (["--pipeline", ""], REQUEST),
     (["--preset", "fp16"], REQUEST),
     (["--scheduler", "DPM++_SDE"], REQUEST),
-    (["--attention", "sage"], REQUEST),
+    (["--attention", "sageattn"], REQUEST),
     (["--pose-rope-t-offset", "2"], REQUEST),
     (["--prompt", "x" * 4001], REQUEST),
     (["--prompt", "\udc80"], REQUEST),

@@ -187,6 +187,22 @@ def test_a_worker_that_cannot_start(capsys):
     assert {f["group"] for f in report["findings"]} == {WORKER}
 
 
+def test_without_worker_its_problems_are_one_line(capsys):
+    """Who makes videos on this machine is not told five times that weights are missing."""
+    env = {"XICON_MODES": "scail,wan_t2v"}
+    assert doctor.main([], env=env, probes=GOOD) == 0
+    report = capsys.readouterr().out
+    lines = report[report.index("\nworker\n") :].splitlines()
+    assert not [line for line in lines if line.strip().startswith("problem")]
+    (line,) = [line for line in lines if "would not start" in line]
+    assert "weights scail, weights wan_t2v" in line
+    assert "doctor --worker" in "\n".join(lines)
+    assert doctor.main(["--worker"], env=env, probes=GOOD) == 6
+    assert "problem  weights scail" in capsys.readouterr().out
+    assert doctor.main([], env={"XICON_PRESET": "tiny"}, probes=GOOD) == 0
+    assert "would not start" not in capsys.readouterr().out
+
+
 def test_without_worker_a_gpu_may_be_absent(capsys):
     none = replace(GOOD, gpu=raising(BackendUnavailable("PyTorch sees no GPU")))
     env = {"XICON_MODES": "scail"}

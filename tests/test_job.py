@@ -91,9 +91,9 @@ def test_table_and_job_have_the_same_options() -> None:
 
 
 def test_attention_choices_are_the_kernels_there_are() -> None:
-    from xicon_infer.ops.attention import BACKENDS
+    from xicon_infer.ops.attention import BACKENDS, POLICIES
 
-    assert TABLE["attention"].choices == ("auto", *BACKENDS)
+    assert TABLE["attention"].choices == (*POLICIES, *BACKENDS)
 
 
 @pytest.mark.parametrize("field", RANGED, ids=lambda f: f.name)

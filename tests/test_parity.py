@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.parity.__main__ import golden_files, main, replay
+from tests.parity.target import KINDS, Target
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = golden_files([GOLDEN])
@@ -90,3 +92,58 @@ def test_nothing_to_replay_is_said(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
     assert main([str(tmp_path)]) == 2
     assert "not found" in capsys.readouterr().out
+
+
+NETWORKS = [
+    "wan_core/wan_i2v_tiny.safetensors",
+    "scail/scail_dit_hd32.safetensors",
+    "steady_dancer/dancer_model_forward.safetensors",
+    "wan_core/umt5_tiny.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_reach_the_class_of_their_arithmetic(name):
+    worst = {}
+    for kind in KINDS:
+        checks = replay(GOLDEN / name, [GOLDEN], Target(torch.device("cpu"), kind))
+        assert [check for check in checks if not check.ok] == []
+        worst[kind] = max(check.rel_err for check in checks)
+    # The numbers differ: each kind of arithmetic really ran. Encoders are never run in fp8.
+    assert worst["fp32"] < 1e-4 < 1e-3 < worst["bf16"]
+    assert (worst["fp8"] == worst["bf16"]) == ("umt5" in name)
+    assert worst["fp8"] >= worst["bf16"]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+def test_a_wrong_network_fails_its_class_too(tmp_path, kind):
+    source = GOLDEN / "wan_core" / "wan_t2v_tiny.safetensors"
+    with safe_open(source, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = file.metadata()
+    tensors["weights.blocks.1.ffn.2.weight"] *= 1.3
+    save_file(tensors, tmp_path / source.name, metadata=meta)
+    checks = replay(tmp_path / source.name, [tmp_path], Target(torch.device("cpu"), kind))
+    assert not all(check.ok for check in checks)
+
+
+def test_what_has_no_network_keeps_its_tolerance():
+    target = Target(torch.device("cpu"), "bf16")
+    for name in ("wan_core/scheduler_trajectories.safetensors", "scail/scail_sigmas.json"):
+        assert replay(GOLDEN / name, [GOLDEN], target) == replay(GOLDEN / name, [GOLDEN])
+
+
+def test_comparisons_are_written_as_json(tmp_path, capsys):
+    words = ["--dtype", "bf16", "--networks", "--json", str(tmp_path / "checks.json")]
+    assert main([*words, str(GOLDEN / "scail")]) == 0
+    told = json.loads((tmp_path / "checks.json").read_text())
+    assert (told["dtype"], told["device"]) == ("bf16", "cpu")
+    assert told["counts"]["ok"] == len(told["checks"]) > 20
+    assert "scail_sigmas" not in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_there_is_told(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["--device", "cuda", str(GOLDEN / "scail")]) == 2
+    assert "sees no GPU" in capsys.readouterr().out

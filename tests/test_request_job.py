@@ -236,6 +236,11 @@ def test_attention_is_a_wish():
     assert choose_kernel("flash", ("flash",)) == ("flash", None)
     assert choose_kernel("xformers", every) == ("xformers", None)
     assert choose_kernel("sdpa", every) == ("cudnn", None)
+    for policy in ("auto8", "ordered"):
+        assert choose_kernel(policy, every) == (policy, None)
+        assert job_of(parse(scail(attention_mode=policy))).attention == policy
+    for eight_bit in ("sage", "int8"):
+        assert choose_kernel("sage", (*every, eight_bit)) == ("auto8", None)
     for mode, kernels in (("sage", every), ("xformers", ("math",)), ("sdpa", None)):
         kernel, warning = choose_kernel(mode, kernels)
         assert kernel == "auto"

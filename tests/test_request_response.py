@@ -107,7 +107,7 @@ LEAST_VIDEO = {"kind": "url", "value": LEAST["scail"]["video"]}
 
 def test_health_shows_nothing_else():
     facts = {"gpu": "one", "modes": ["scail"], "env": {"A": "secret"}, "path": "/models"}
-    answer = health(degraded=False, facts=facts, jobs_done=3, last_error=None)
+    answer = health(degraded=(), facts=facts, jobs_done=3, last_error=None)
     assert answer == {
         "status": "healthy",
         "gpu": "one",
@@ -115,8 +115,10 @@ def test_health_shows_nothing_else():
         "jobs_done": 3,
         "last_error": None,
     }
-    assert health(degraded=True, facts={}, jobs_done=0, last_error="GPU_OOM") == {
+    amiss = ("weights scail: missing: a.pth (searched: /models/secret)",)
+    assert health(degraded=amiss, facts={}, jobs_done=0, last_error="GPU_OOM") == {
         "status": "degraded",
+        "reasons": ["weights scail: missing: a.pth (searched: (hidden))"],
         "jobs_done": 0,
         "last_error": "GPU_OOM",
     }

@@ -72,6 +72,9 @@ def test_a_job_writes_video_and_report(tmp_path, track):
     assert report["num_frames"] == 5
     assert report["fps"] == 24.0
     assert report["machine"]["attention"] in ("flash", "math")
+    (told,) = report["machine"]["attention_passes"]
+    assert told["self"] == told["cross"] == report["machine"]["attention"]
+    assert told["chosen"] == "ordered"
     assert report["versions"]["torch"] == torch.__version__.split("+")[0]
     names = [stage["name"] for stage in report["stages"]]
     assert names[:3] == ["read inputs", "load models", "draw pose"]

@@ -49,7 +49,9 @@ def other(setting: Setting) -> str:
 def test_every_variable_of_the_contract_is_there():
     assert set(OF_CONTRACT.split()) <= NAMES
     own = NAMES - set(OF_CONTRACT.split())
-    assert own == {"XICON_PRESET", "XICON_MODERATION", "XICON_CACHE_DIR", "XICON_DEBUG"}
+    assert own == {
+        *("XICON_PRESET", "XICON_MODERATION", "XICON_CACHE_DIR", "XICON_DEBUG", "XICON_KERNELS")
+    }
 
 
 def test_table_and_settings_have_the_same_attributes():

@@ -303,3 +303,9 @@ def test_the_page_names_every_comfyui_folder():
     page = (ROOT / "docs" / "weights.md").read_text()
     assert all(f"`{name}`" in page for names in COMFYUI_FOLDERS.values() for name in names)
     assert all(f"`{name}`" in page for name in COMFYUI_VARIABLES)
+
+
+@pytest.mark.parametrize("words", [("list",), ("verify",), ("prepare", "nlf", "--output", "o")])
+def test_a_folder_that_does_not_exist_is_named(words, tmp_path):
+    with pytest.raises(InvalidRequest, match=r"'models_dir' must be a folder .* got '.*absent'"):
+        main([*words, "--models-dir", str(tmp_path / "absent")])

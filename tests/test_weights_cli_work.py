@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from pipelines.tiny import tiny_transformer_state
 from tests.weights_cli_tools import by_id, isolate, put, run, run_json
 from xicon_infer.errors import InvalidRequest, WeightsError
+from xicon_infer.weights.hub import Unreachable
 from xicon_infer.weights.manifest import MANIFEST_NAME
 from xicon_infer.weights_cli import main
 from xicon_infer.weights_cli_work import Workers
@@ -116,6 +117,37 @@ def test_lock_reports_what_it_could_not_ask(capsys, tmp_path):
     assert code == 5
     assert "not asked  nlf: gone" in out
     assert "pinned     rtmw3d" in out
+
+
+def test_lock_without_a_network_ends_after_two_questions(capsys, tmp_path):
+    asked = []
+
+    def remote(entry):
+        asked.append(entry.id)
+        raise Unreachable(f"{entry.id}: the hub cannot be reached. Check the connection.")
+
+    words = ["lock", "--output", str(tmp_path / "o.json"), "--quiet"]
+    with pytest.raises(WeightsError, match=r"nobody can be reached, nothing was written: .*Check"):
+        main(words, workers=Workers(remote_file=remote))
+    assert len(asked) == 2
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_lock_goes_on_where_one_server_of_several_answers(capsys, tmp_path):
+    def remote(entry):
+        if entry.id == "nlf":
+            raise Unreachable("no")
+        return Remote()
+
+    words = ("lock", "nlf", "rtmw3d", "--output", tmp_path / "o.json", "--quiet")
+    code, out = run(capsys, *words, workers=Workers(remote_file=remote))
+    assert (code, "not asked  nlf: no" in out, "pinned     rtmw3d" in out) == (5, True, True)
+
+
+def test_lock_offline_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr("xicon_infer.weights.hub.is_offline", lambda: True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        main(["lock", "nlf", "--output", str(tmp_path / "o.json"), "--quiet"])
 
 
 def test_lock_keeps_pinned_hashes(capsys, tmp_path):

@@ -181,6 +181,22 @@ def test_sizes_are_lowered_to_what_the_pipeline_needs():
     assert warnings == ["width 430 is lowered to 416: a multiple of 32 is needed"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("sageattn", ["--attention=auto8"]), ("sdpa", []), ("flash_attn_2", [])],
+)
+def test_only_8_bit_attention_is_passed_on(kind, words):
+    """The others give the same numbers, and the machine knows which of them is fastest."""
+    loader = next(
+        int(name)
+        for name, node in load("scail_api").items()
+        if node["class_type"] == "WanVideoModelLoader"
+    )
+    graph = with_input(load("scail_api"), loader, "attention_mode", kind)
+    line = command(job_values(import_report(graph), []))
+    assert [word for word in line.split() if word.startswith("--attention")] == words
+
+
 def test_a_video_at_its_own_rate():
     graph = with_input(load("scail_api"), 2, "force_rate", 0)
     values = job_values(import_report(graph), [])

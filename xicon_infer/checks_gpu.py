@@ -16,6 +16,7 @@ from xicon_infer import formulas
 from xicon_infer.checks_probes import GpuFacts, Probes
 from xicon_infer.checks_types import CheckNeeds, Checks, Outcome, State
 from xicon_infer.errors import BackendUnavailable, OutOfMemory
+from xicon_infer.ops.cudnn import conv3d_trap as conv3d_trap
 
 SMI_LIMIT_S = 10.0
 OLDEST_CAPABILITY = (8, 0)
@@ -25,11 +26,6 @@ FP8_CAPABILITY = (8, 9)
 # Source: NVIDIA: CUDA Toolkit release notes, minor version compatibility.
 OLDEST_DRIVERS: Mapping[int, int] = MappingProxyType({12: 525, 13: 580})
 
-# torch 2.9 and newer send half-precision 3-D convolutions to a kernel that is 10 to 20 times
-# slower and needs several times the memory, unless cuDNN is at least 9.15 (pytorch/pytorch issue
-# 166122).
-_FIRST_SLOW_TORCH = (2, 9)
-_LEAST_CUDNN = 91500
 _CUDA_PROVIDER = "CUDAExecutionProvider"
 _OCCUPIED_BYTES = 2 * 10**9
 
@@ -156,23 +152,6 @@ def _default_job(mode: str, sets: Sequence[str]) -> Workload | None:
     if own[0] == "1.3b":
         return next(job for job in TABLE_JOBS.values() if job.pipeline == "wan_t2v")
     return replace(work, fp8_file="bf16" not in own[0])
-
-
-def conv3d_trap(torch_version: str, cudnn_version: int) -> str:
-    """Returns why 3-D convolutions in half precision would be slow or wrong here, or "".
-
-    Args:
-        torch_version: as "2.9.1+cu130".
-        cudnn_version: as 91500 for 9.15.
-    """
-    numbers = re.match(r"(\d+)\.(\d+)", torch_version)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-    if version < _FIRST_SLOW_TORCH or cudnn_version >= _LEAST_CUDNN:
-        return ""
-    return (
-        f"torch {torch_version} with cuDNN {cudnn_version} decodes video 10 to 20 times slower; "
-        f"install cuDNN {_LEAST_CUDNN} or newer"
-    )
 
 
 def check_cudnn(facts: GpuFacts) -> Outcome:

@@ -53,6 +53,8 @@ class ConsoleProgress:
 
     def step(self, done: int, total: int, unit: str = "step") -> None:
         """Moves the bar of the current stage, or writes a plain line every tenth of the way."""
+        if unit == "window":  # a part of a step, whose bar is shown
+            return
         running = self._stack[-1] if self._stack else _Running("")
         left = f"{_seconds(running.left(done, total))} left"
         if self._console.is_terminal:

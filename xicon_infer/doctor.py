@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from xicon_infer.checks import needs_of, run_checks
 from xicon_infer.checks_probes import REAL, Probes
+from xicon_infer.doctor_findings import WORKER, of_check, tiny_can_run
 from xicon_infer.doctor_findings import Finding as Finding
 from xicon_infer.doctor_findings import examine as examine
-from xicon_infer.doctor_findings import of_check, tiny_can_run
 from xicon_infer.doctor_text import Number, format_findings, format_numbers, show
 from xicon_infer.job_flags import Parser, parse
 from xicon_infer.runtime import models_dirs
@@ -57,7 +57,7 @@ def main(
     findings = [*examine(searched), *worker]
     ready = tiny_can_run(findings)
     report = {"tiny_can_run": ready, "worker_can_start": healthy, "findings": _plain(findings)}
-    _print(options, report, findings)
+    _print(options, report, [*_without_worker_problems(findings)])
     return 0 if ready else _DEVICE_EXIT_CODE
 
 
@@ -101,6 +101,18 @@ def _worker_findings(
         return [Finding("worker", "settings", "problem", wrong, fix="see .env.example")]
     needs = needs_of(settings, searched, gpu=None if strict else False)
     return [of_check(result) for result in run_checks(needs, probes=probes)]
+
+
+def _without_worker_problems(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yields the findings with one line in place of what would stop a worker.
+
+    Who makes videos here needs no worker, and is told of missing weights and packages already.
+    """
+    stops = [f.name for f in findings if f.group == WORKER and f.state == "problem"]
+    yield from (f for f in findings if f.group != WORKER or f.state != "problem")
+    if stops:
+        text = f"would not start: {', '.join(stops)}"
+        yield Finding(WORKER, "start", "absent", text, fix="`xicon-infer doctor --worker` says why")
 
 
 def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ def _torch() -> list[Finding]:
         built = torch.version.cuda or "without CUDA"
         text = f"no GPU (torch is built {'for CUDA ' if torch.version.cuda else ''}{built})"
         findings.append(Finding("torch", "cuda", "absent", text))
-    return findings + _attention()
+    return findings + _attention() + _kernels()
 
 
 def _cuda(torch: Any) -> list[Finding]:
@@ -159,6 +159,16 @@ def _attention() -> list[Finding]:
     return [
         Finding("attention", probe.name, "ok" if probe.available else "absent", probe.reason)
         for probe in module.probe_backends()
+    ]
+
+
+def _kernels() -> list[Finding]:
+    module, reason = _load("xicon_infer.ops.fused_choice")
+    if module is None:
+        return [Finding("kernels", "kernels", "problem", reason, needed=True)]
+    return [
+        Finding("kernels", probe.kernels, "absent" if probe.why else "ok", probe.why)
+        for probe in module.probe_kernels()
     ]
 
 

@@ -126,9 +126,10 @@ def cross_attention_flops(shape: DitShape, tokens: int) -> int:
     return 4 * shape.layers * shape.dim * shape.context_tokens * tokens
 
 
-def cross_kv_flops(shape: DitShape) -> int:
-    """Returns the FLOP of the cross-attention keys and values: once per conditioning."""
-    return 2 * shape.layers * shape.context_tokens * 2 * shape.dim**2
+def cross_kv_flops(shape: DitShape, texts: int = 1) -> int:
+    """Returns the FLOP of the cross-attention keys and values of texts beside one image."""
+    tokens = texts * shape.text_tokens + shape.image_tokens
+    return 2 * shape.layers * tokens * 2 * shape.dim**2
 
 
 def forward_flops(shape: DitShape, tokens: int) -> int:
@@ -226,9 +227,10 @@ def parameters(shape: DitShape) -> int:
     return shape.layers * block_parameters(shape) + outer_parameters(shape)
 
 
-def cross_kv_bytes(shape: DitShape, element_bytes: int = 2) -> int:
-    """Returns the bytes of the cached cross-attention keys and values of one conditioning."""
-    return shape.layers * shape.context_tokens * 2 * shape.dim * element_bytes
+def cross_kv_bytes(shape: DitShape, element_bytes: int = 2, texts: int = 1) -> int:
+    """Returns the bytes of the cached cross-attention keys and values of texts beside one image."""
+    tokens = texts * shape.text_tokens + shape.image_tokens
+    return shape.layers * tokens * 2 * shape.dim * element_bytes
 
 
 def activation_bytes(shape: DitShape, tokens: int, element_bytes: int = 2, batch: int = 1) -> int:
@@ -266,10 +268,12 @@ def sampling_bytes(
         shape: the model.
         tokens: L of the longest forward pass.
         element_bytes: per element.
-        branches: conditionings whose keys and values are cached: 2 with guidance.
-        batch: samples in one forward pass: 2 with batched guidance.
+        branches: texts whose keys and values are cached: 2 with guidance.
+        batch: samples in one forward pass: 2 with batched guidance, which keeps a stacked copy.
     """
-    context = branches * cross_kv_bytes(shape, element_bytes)
+    context = cross_kv_bytes(shape, element_bytes, branches)
+    if batch > 1:
+        context += batch * cross_kv_bytes(shape, element_bytes)
     return context + activation_bytes(shape, tokens, element_bytes, batch)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from xicon_infer.job_cache import STEP_CACHE
 from xicon_infer.job_field import (
     DANCER,
     DRIVEN,
@@ -273,6 +274,7 @@ _SAMPLING = (
         Field("shift", "number", "sampling", _SHIFT_HELP, SHIFT, 0.01, 100),
         choice_of("scheduler", "sampling", "sampler", *SCHEDULERS),
         Field("seed", "integer", "sampling", _SEED_HELP, -1, 0, 2**64 - 1, also=(-1,)),
+        *STEP_CACHE,
     ),
     choice_of("uncond_reference", "sampling", _UNCOND_HELP, "keep", "zero", pipelines=SCAIL),
     *only(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from xicon_infer.job_cache import refuse_cache
 from xicon_infer.job_field import Field
 from xicon_infer.job_fields import MAX_PIXELS
 from xicon_infer.job_fields_motion import DETECTORS
-from xicon_infer.job_profiles import PRESETS
+from xicon_infer.job_profiles import PRESETS, PROFILES
 from xicon_infer.job_values import refusal, shown
 
 _ALL_SOURCES = "--video (a dance), --pose-video (a rendered pose) or --track (a saved motion)"
@@ -129,6 +130,13 @@ def check_together(values: Mapping[str, Any]) -> None:
             numbers = f"{values[small]:g} and {values[large]:g}"
             message = f"'{small}' must not be larger than '{large}', got {numbers}"
             raise refusal(small, message, "OUT_OF_RANGE")
+    first = values["step_cache_start"]
+    refuse_cache(
+        values["step_cache"],
+        (None if first == "auto" else first, values["step_cache_end"]),
+        values["num_inference_steps"],
+        values["guidance_batching"],
+    )
     for side in ("height", "width"):
         tile, stride = values[f"tile_{side}"], values[f"tile_stride_{side}"]
         if stride >= tile:
@@ -151,7 +159,11 @@ def without_effect(
     pipeline = values["pipeline"]
     return [
         f"'{name}' has no effect {reason}"
-        for names, idle, reason in (*_sampling_rules(values), *_motion_rules(values))
+        for names, idle, reason in (
+            *_sampling_rules(values),
+            *_motion_rules(values),
+            *_range_rules(values, table),
+        )
         for name in names
         if idle and name in checked and checked[name] != table[name].default_for(pipeline)
     ]
@@ -165,15 +177,38 @@ def _sampling_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
     tiles = ("tile_height", "tile_width", "tile_stride_height", "tile_stride_width")
     guidance = ("negative_prompt", "uncond_reference", "guidance_batching")
     condition = ("st_cond_cfg", "end_cond_cfg", "negative_pose")
-    tiny = values["preset"] == "tiny"
+    cache = ("step_cache_threshold", "step_cache_start", "step_cache_end")
+    tiny, still = values["preset"] == "tiny", values["context_schedule"] == "static_standard"
     return (
         (("transformer",), tiny, "with preset tiny, whose weights are generated"),
         (condition, values["condition_guide_scale"] == 0, "at condition_guide_scale 0"),
         (("blocks_to_swap",), values["memory"] in ("resident", "offload"), "but with streaming"),
         (tiles, not values["tile"], "without 'tile'"),
+        (("tile",), values["decoder"] == "tiny", "with decoder tiny, which has no tiles"),
         (guidance, math.isclose(values["guidance_scale"], 1.0), "at guidance_scale 1"),
         (("lora_mode",), not values["loras"], "without a LoRA"),
+        (cache, values["step_cache"] == "none", "without a step cache"),
+        (("context_stride",), still, "with windows that do not move"),
     )
+
+
+def _range_rules(values: Mapping[str, Any], table: Mapping[str, Field]) -> Iterator[_Rule]:
+    """Yields the ends of ranges that act in the same steps as the default would."""
+    pipeline, steps = values["pipeline"], values["num_inference_steps"]
+    changed = PROFILES[values["profile"]].get(pipeline, {})
+    for first, last in (("pose_start", "pose_end"), ("ref_start", "ref_end")):
+        for name in (first, last):
+            default = changed.get(name, table[name].default_for(pipeline))
+            usual = {**values, name: default}
+            same = _acting(usual, first, last) == _acting(values, first, last)
+            plural = "step" if steps == 1 else "steps"
+            yield (name,), same, f"in {steps} {plural}: they are the same as with {default:g}"
+
+
+def _acting(values: Mapping[str, Any], first: str, last: str) -> list[int]:
+    """Returns the steps in a range whose ends both count."""
+    steps = values["num_inference_steps"]
+    return [step for step in range(steps) if values[first] <= step / steps <= values[last]]
 
 
 def _motion_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:

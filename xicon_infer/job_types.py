@@ -34,6 +34,8 @@ class Job:
     transformer: Path | None
     storage: Literal["auto", "reference", "merged-bf16", "merged-fp8"]
     matmul: Literal["auto", "dequant", "scaled_mm_row", "scaled_mm_tensor"]
+    fuse_qkv: Literal["auto", "on", "off"]
+    decoder: Literal["vae", "tiny"]
     image: Path | None
     end_image: Path | None
     pose_video: Path | None
@@ -78,6 +80,10 @@ class Job:
     shift: float
     scheduler: str
     seed: int
+    step_cache: Literal["none", "teacache", "magcache", "easycache"]
+    step_cache_threshold: float | Literal["auto"]
+    step_cache_start: int | Literal["auto"]
+    step_cache_end: int
     uncond_reference: Literal["keep", "zero"]
     condition_guide_scale: float
     st_cond_cfg: float
@@ -112,9 +118,12 @@ class Job:
     device: Literal["auto", "cuda", "cpu"]
     dtype: Literal["auto", "bf16", "fp16", "fp32"]
     attention: str
+    kernels: Literal["auto", "eager", "triton", "compile"]
     guidance_batching: Literal["auto", "batched", "sequential"]
     memory: Literal["auto", "resident", "offload", "stream"]
     blocks_to_swap: int | Literal["auto"]
+    vae_chunk: int | Literal["auto"]
+    cudnn_benchmark: bool
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property

@@ -27,7 +27,7 @@ KERNELS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "flash": ("flash3", "flash2", "flash"),
         "xformers": ("xformers",),
         "sdpa": ("cudnn", "flash", "efficient", "math"),
-        "sage": (),
+        "sage": ("sage", "int8"),
     }
 )
 """attention_mode -> kernels that are of that kind, the first one wanted most."""
@@ -123,14 +123,15 @@ def choose_kernel(mode: str, kernels: Collection[str] | None) -> tuple[str, Requ
     """Returns the option `attention` for an attention_mode, and a warning where it falls back.
 
     Args:
-        mode: auto, flash, xformers, sdpa or sage.
+        mode: auto, flash, xformers, sdpa, sage, auto8 or ordered. sage allows 8-bit kernels; on
+            some GPUs another is faster, so that it is not forced.
         kernels: those that run here; None if it is not known: then auto chooses.
     """
-    if mode == "auto":
-        return "auto", None
+    if mode not in KERNELS:
+        return mode, None
     for kernel in KERNELS[mode]:
         if kernels is not None and kernel in kernels:
-            return kernel, None
+            return ("auto8" if mode == "sage" else kernel), None
     message = f"attention_mode {mode} is not available here: the fastest that runs is used"
     return "auto", RequestWarning("ATTENTION_FALLBACK", message, "attention_mode")
 

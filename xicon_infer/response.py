@@ -126,12 +126,13 @@ def dry_run_answer(request: Request) -> dict[str, Any]:
 
 
 def health(
-    *, degraded: bool, facts: Mapping[str, Any], jobs_done: int, last_error: str | None
+    *, degraded: Sequence[str], facts: Mapping[str, Any], jobs_done: int, last_error: str | None
 ) -> dict[str, Any]:
     """Returns the answer to action health.
 
     Args:
-        degraded: the worker runs but something is amiss.
+        degraded: what is amiss although the worker runs, one sentence each; they go out without
+            paths and addresses.
         facts: versions, gpu, vram_total_bytes, vram_free_bytes, disk_free_bytes, modes,
             uptime_s; other names are left out, so that no path or environment slips in.
         jobs_done: since the start.
@@ -140,7 +141,9 @@ def health(
     allowed = ("versions", "gpu", "vram_total_bytes", "vram_free_bytes", "disk_free_bytes")
     shown = {name: facts[name] for name in (*allowed, "modes", "uptime_s") if name in facts}
     status = "degraded" if degraded else "healthy"
-    return {"status": status, **shown, "jobs_done": jobs_done, "last_error": last_error}
+    reasons = [safe_message(reason) for reason in degraded]
+    told = {"status": status, "reasons": reasons} if reasons else {"status": status}
+    return {**told, **shown, "jobs_done": jobs_done, "last_error": last_error}
 
 
 def failure(

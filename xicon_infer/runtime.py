@@ -12,7 +12,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,8 +124,31 @@ def cache_dir() -> Path:
     """Returns where things that can be made again are kept: XICON_CACHE_DIR or the user's."""
     if named := os.environ.get("XICON_CACHE_DIR"):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    base = os.environ.get("XDG_CACHE_HOME") or str(_home() / ".cache")
     return Path(base) / "xicon-infer"
+
+
+def keep_compiled_kernels() -> None:
+    """Has Triton and torch.compile keep what they compile beside everything else that is kept.
+
+    What TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR name already stays. Both are read when a
+    kernel is made, so this may come after torch is imported. Where nothing can be written, both
+    use folders of their own.
+    """
+    folders = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    for variable, name in folders.items():
+        folder = cache_dir() / name
+        if not os.environ.get(variable) and _can_write(folder):
+            os.environ[variable] = str(folder)
+
+
+def _can_write(folder: Path) -> bool:
+    """Returns whether a folder is there, made if need be, and takes files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def forbid_ultralytics_network() -> None:
@@ -199,7 +222,8 @@ def _version(name: str) -> str:
 class Recorder:
     """A `Progress` that measures each stage and passes everything on to another one.
 
-    stages and warnings are filled as the job runs. Nested stages are measured too.
+    stages and warnings are filled as the job runs. Nested stages are measured too. check: called at
+    each step; raises what went wrong in work that runs at the same time.
 
     Args:
         inner: where to pass everything on to.
@@ -212,6 +236,7 @@ class Recorder:
         self.device = device
         self.stages: list[Stage] = []
         self.warnings: list[str] = []
+        self.check: Callable[[], None] = lambda: None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -224,7 +249,8 @@ class Recorder:
         self.stages.append(Stage(name, round(time.perf_counter() - start, 3), peak))
 
     def step(self, done: int, total: int, unit: str = "step") -> None:
-        """Passes the count on."""
+        """Passes the count on, if nothing went wrong elsewhere."""
+        self.check()
         self.inner.step(done, total, unit)
 
     def warn(self, message: str) -> None:

@@ -13,7 +13,8 @@ import torch
 from xicon_infer.errors import OutOfMemory
 from xicon_infer.job import Job
 from xicon_infer.ops.attention import choose_backend
-from xicon_infer.runtime import Recorder, pick_device, pick_dtype
+from xicon_infer.ops.fused_choice import choose_kernels
+from xicon_infer.runtime import Recorder, keep_compiled_kernels, pick_device, pick_dtype
 from xicon_infer.service_dancer import run_dancer_job
 from xicon_infer.service_pose import run_pose_job
 from xicon_infer.service_scail import run_scail_job
@@ -36,19 +37,25 @@ def run_job(job: Job, progress: Progress, session: Session | None = None) -> Res
     Raises:
         XiconError: of the kind that fits; nothing is left half-written.
     """
+    keep_compiled_kernels()
     device = pick_device(job.device)
     recorder = Recorder(progress, device)
     for warning in job.warnings:
         recorder.warn(warning)
     if job.pipeline != "pose":  # a kernel that is not there is found before minutes of loading
-        choose_backend(job.attention, device, pick_dtype(job.dtype, device), HEAD_DIM)
+        dtype = pick_dtype(job.dtype, device)
+        choose_backend(job.attention, device, dtype, HEAD_DIM)
+        choose_kernels(job.kernels, device, dtype)
+    session = session or Session()
     try:
-        return _run(job, recorder, device, session or Session())
+        return _run(job, recorder, device, session)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(
             f"{device} has not enough memory for {job.width}x{job.height}: {error}. Use fewer "
             "frames (--max-frames), a smaller size, or --preset fp8"
         ) from error
+    finally:
+        session.settle()
 
 
 def run_jobs(jobs: Sequence[Job], progress: Progress) -> list[Result]:

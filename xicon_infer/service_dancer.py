@@ -21,12 +21,13 @@ from xicon_infer.media.selection import Selection
 from xicon_infer.media.sheet import Row
 from xicon_infer.pose.trust import PARTS
 from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
+from xicon_infer.service_early import early_video
 from xicon_infer.service_inputs import motion_selection, read_drawn_pose, read_motion
 from xicon_infer.service_options import dancer_options, fitted_tiles
 from xicon_infer.service_outputs import Made, driving_row, write_outputs
 from xicon_infer.service_pose import Motion, find_character, find_persons
 from xicon_infer.service_pose_models import KeptModels, LazyModels
-from xicon_infer.service_session import Session
+from xicon_infer.service_session import Session, expected_shape
 from xicon_infer.sizes import choose_size
 from xicon_infer.types import Clip, Progress, Result, SilentProgress, Track, UInt8Array
 
@@ -49,6 +50,9 @@ def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: 
         drawn = _given_poses(job, given, selection, reference, recorder)
     else:
         tracks = given if isinstance(given, list) else None
+        shape = expected_shape(job, reference) if tracks is None else None
+        if shape is not None:
+            session.begin(job, device, pick_dtype(job.dtype, device), recorder, shape)
         drawn, motion, report = _drawn_poses(
             job, tracks, reference, options, recorder, session.pose_models
         )
@@ -59,17 +63,20 @@ def run_dancer_job(job: Job, recorder: Recorder, device: torch.device, session: 
         session.pipeline(job, device, pick_dtype(job.dtype, device), recorder, shape),
     )
     options = fitted_tiles(job, options, pipeline.components)
-    output = pipeline(image, drawn, options, recorder)
-    made = Made(
-        output.clip,
-        seed,
-        lambda: sheet_rows(job, output, drawn, recorder),
-        audio=audio,
-        pose_frames=output.pose_frames,
-        motion=motion,
-        pose=report,
-    )
-    return write_outputs(job, made, recorder, pipeline.components)
+    parts = pipeline.components
+    with early_video(job, parts, drawn.positive.fps, audio) as early:
+        output = pipeline(image, drawn, options, recorder)
+        made = Made(
+            output.clip,
+            seed,
+            lambda: sheet_rows(job, output, drawn, recorder),
+            audio=audio,
+            pose_frames=output.pose_frames,
+            motion=motion,
+            pose=report,
+            early=early,
+        )
+        return write_outputs(job, made, recorder, parts)
 
 
 def sheet_rows(

@@ -11,20 +11,20 @@ import torch
 from pipelines.components import Components
 from pipelines.loading import LoadOptions
 from pipelines.memory_plan import MemoryPlan
+from pipelines.plan_steps import cache_of, context_of
 from pipelines.scail import ScailOptions
 from pipelines.steady_dancer_options import SteadyDancerOptions
 from pipelines.wan_video import WanOptions
 from xicon_infer.job import Job
 from xicon_infer.models.vae_tiling import TileOptions
 from xicon_infer.runtime import models_dirs
-from xicon_infer.sampling.windows import ContextOptions
 from xicon_infer.types import SPATIAL_STRIDE
 
 
 def scail_options(job: Job, seed: int) -> ScailOptions:
     """Returns the options of the SCAIL recipe."""
-    same = _same_names(job, ScailOptions, ("seed", "context", "tiles"))
-    return ScailOptions(**same, seed=seed, context=context_options(job), tiles=tile_options(job))
+    same = _same_names(job, ScailOptions, _GROUPED)
+    return ScailOptions(**same, **_groups(job), seed=seed)
 
 
 def dancer_options(job: Job, seed: int, size: tuple[int, int]) -> SteadyDancerOptions:
@@ -35,33 +35,23 @@ def dancer_options(job: Job, seed: int, size: tuple[int, int]) -> SteadyDancerOp
         seed: of the noise.
         size: (W, H) of the result, as `xicon_infer.sizes` chose it.
     """
-    grouped = ("seed", "context", "tiles", "width", "height", "area")
-    same = _same_names(job, SteadyDancerOptions, grouped)
-    return SteadyDancerOptions(
-        **same,
-        width=size[0],
-        height=size[1],
-        seed=seed,
-        context=context_options(job),
-        tiles=tile_options(job),
-    )
+    same = _same_names(job, SteadyDancerOptions, (*_GROUPED, "width", "height", "area"))
+    return SteadyDancerOptions(**same, **_groups(job), width=size[0], height=size[1], seed=seed)
 
 
 def wan_options(job: Job, seed: int, size: tuple[int, int]) -> WanOptions:
     """Returns the options of the Wan recipe; arguments as in `dancer_options`."""
-    grouped = ("seed", "context", "tiles", "width", "height", "fps", "num_frames")
-    same = _same_names(job, WanOptions, grouped)
+    same = _same_names(job, WanOptions, (*_GROUPED, "width", "height", "fps", "num_frames"))
     assert job.frame_rate is not None  # `make_job` refuses a job that nothing drives
     assert job.num_frames is not None
     return WanOptions(
         **same,
+        **_groups(job),
         width=size[0],
         height=size[1],
         num_frames=job.num_frames,
         fps=job.frame_rate,
         seed=seed,
-        context=context_options(job),
-        tiles=tile_options(job),
     )
 
 
@@ -87,21 +77,13 @@ def load_options(
         lora_mode=job.lora_mode,
         storage=storage,
         matmul=job.matmul,
+        kernels=job.kernels,
+        fuse_qkv=job.fuse_qkv,
+        decoder=job.decoder,
         transformer=job.transformer,
         plan=plan,
+        ahead=True,
         search_dirs=tuple(models_dirs(job.models_dir)),
-    )
-
-
-def context_options(job: Job) -> ContextOptions:
-    """Returns how a long video is cut into windows."""
-    return ContextOptions(
-        schedule=job.context_schedule,
-        frames=job.context_frames,
-        stride=job.context_stride,
-        overlap=job.context_overlap,
-        freenoise=job.freenoise,
-        fuse=job.fuse_method,
     )
 
 
@@ -121,6 +103,19 @@ def tile_options(job: Job) -> TileOptions | None:
         return None
     sides = (job.tile_height, job.tile_width, job.tile_stride_height, job.tile_stride_width)
     return TileOptions(*(side // SPATIAL_STRIDE for side in sides))
+
+
+_GROUPED = ("seed", "context", "tiles", "step_cache")
+"""Fields of every recipe that are not an option of the same name."""
+
+
+def _groups(job: Job) -> dict[str, Any]:
+    """Returns the groups of options that every recipe has."""
+    return {
+        "context": context_of(job),
+        "tiles": tile_options(job),
+        "step_cache": cache_of(job),
+    }
 
 
 def _same_names(job: Job, kind: type[Any], others: Collection[str]) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from xicon_infer.media.selection import Selection
 from xicon_infer.media.sheet import Row, save_contact_sheet
 from xicon_infer.media.video import read_clip
 from xicon_infer.media.write import atomic_path, write_video
+from xicon_infer.ops.fused_choice import choose_kernels
 from xicon_infer.runtime import Recorder
+from xicon_infer.service_early import EarlyVideo
 from xicon_infer.service_files import finish
 from xicon_infer.service_pose import Motion, write_motion
 from xicon_infer.types import Audio, Clip, Progress, Result, UInt8Array
@@ -32,7 +34,8 @@ class Made:
 
     clip: the video. seed: of its noise. rows: gives the rows of the contact sheet; asked for only
     if there is one. audio: its sound. pose_frames: as the model saw them, uint8 [F, h, w, 3].
-    motion: how it was found. pose: JSON values on the pose for the report.
+    motion: how it was found. pose: JSON values on the pose for the report. early: the video where
+    it was encoded already.
     """
 
     clip: Clip
@@ -42,6 +45,7 @@ class Made:
     pose_frames: UInt8Array | None = None
     motion: Motion | None = None
     pose: dict[str, Any] = field(default_factory=dict)
+    early: EarlyVideo | None = None
 
 
 def write_outputs(job: Job, made: Made, recorder: Recorder, components: Components[Any]) -> Result:
@@ -57,7 +61,8 @@ def write_outputs(job: Job, made: Made, recorder: Recorder, components: Componen
             if "sheet" in paths:
                 save_contact_sheet(temporary["sheet"], made.rows(), fps=clip.fps)
             video = temporary["video"]
-            write_video(video, clip.frames, fps=clip.fps, audio=made.audio, crf=job.crf)
+            if made.early is None or not made.early.take(video):
+                write_video(video, clip.frames, fps=clip.fps, audio=made.audio, crf=job.crf)
         frames, height, width, _ = clip.frames.shape
         return finish(
             job,
@@ -92,10 +97,17 @@ def _machine(components: Components[Any]) -> dict[str, Any]:
     """Returns what the job ran on."""
     device = components.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    transformer = components.transformer
+    kernels = choose_kernels(transformer.kernels_request, device, transformer.dtype)
     return {
         "device": f"{device} ({name})",
         "dtype": str(components.transformer.dtype).removeprefix("torch."),
         "attention": components.transformer.backend,
+        "attention_passes": [
+            choice.told() for choice in components.transformer.attention_choices.values()
+        ],
+        "kernels": kernels.kernels,
+        "kernels_note": kernels.why,
         "components": components.sources,
         **components.facts,
     }

@@ -11,6 +11,7 @@ from xicon_infer.job import Job
 from xicon_infer.media.image import load_image
 from xicon_infer.media.sheet import Row
 from xicon_infer.runtime import Recorder, pick_dtype, pick_seed
+from xicon_infer.service_early import early_video
 from xicon_infer.service_options import fitted_tiles, wan_options
 from xicon_infer.service_outputs import Made, write_outputs
 from xicon_infer.service_session import Session
@@ -37,9 +38,11 @@ def run_wan_job(job: Job, recorder: Recorder, device: torch.device, session: Ses
     dtype, shape = pick_dtype(job.dtype, device), (width, height, made_frames)
     pipeline = cast("WanVideoPipeline", session.pipeline(job, device, dtype, recorder, shape))
     options = fitted_tiles(job, options, pipeline.components)
-    output = pipeline(options, first, last, recorder)
-    made = Made(output.clip, seed, lambda: sheet_rows(output))
-    return write_outputs(job, made, recorder, pipeline.components)
+    parts = pipeline.components
+    with early_video(job, parts, options.fps) as early:
+        output = pipeline(options, first, last, recorder)
+        made = Made(output.clip, seed, lambda: sheet_rows(output), early=early)
+        return write_outputs(job, made, recorder, parts)
 
 
 def sheet_rows(output: WanOutput) -> list[Row]:

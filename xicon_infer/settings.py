@@ -51,6 +51,7 @@ class Settings:
     preset: str
     steady_dancer_variant: str
     attention: str
+    kernels: str
     memory: str
     enable_flash_attn: bool
     warmup: bool

@@ -1,7 +1,8 @@
 """The one table of environment variables: name, kind, range, default, help; and the old names.
 
 `xicon_infer.settings` reads values by it; the reference page and the example file are made from
-it. Names are those of the serving contract; `XICON_PRESET` and `XICON_MODERATION` are ours.
+it. Names are those of the serving contract; `XICON_PRESET`, `XICON_MODERATION`
+and `XICON_KERNELS` are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ OTHER_MODES: Mapping[str, str] = MappingProxyType(
 )
 """Other spellings of modes, after lowering the case and "-" to "_"."""
 
-ATTENTION_MODES: tuple[str, ...] = ("auto", "flash", "xformers", "sdpa", "sage")
+ATTENTION_MODES: tuple[str, ...] = (
+    *("auto", "flash", "xformers", "sdpa", "sage"),
+    *("auto8", "ordered"),
+)
 RESPONSE_FORMATS: tuple[str, ...] = ("standard", "legacy_video")
 VOLUME = "/runpod-volume"
 PRESET_NAMES: tuple[str, ...] = (
@@ -91,6 +95,7 @@ def _one_of(name: str, group: str, text: str, *choices: str) -> Setting:
 _ENDPOINT_HELP = "address of the storage; unset = results go into the answer or to the volume"
 _BUCKET_HELP = "bucket; if unset it is taken from the endpoint"
 _KEY_HELP = "key id; it and the secret must be of one family (BUCKET_, AWS_ or R2_)"
+_CACHE_HELP = "what can be made again, compiled kernels among it; unset = the user's"
 _PRESET_HELP = "set of weights for every mode that has it; unset = the first of each mode"
 _INLINE_HELP = "largest answer, bytes of JSON; 0 = 19000000 for /runsync, 9500000 for /run"
 _MODERATION_HELP = (
@@ -115,6 +120,12 @@ _WORKER = (
     ),
     _one_of("XICON_ATTENTION", "worker", "attention kernels preferred", *ATTENTION_MODES),
     _one_of(
+        "XICON_KERNELS",
+        "worker",
+        "what runs between the products of a block",
+        *("auto", "eager", "triton", "compile"),
+    ),
+    _one_of(
         "XICON_MEMORY",
         "worker",
         "full: all networks on the GPU; balanced: one at a time; low: blocks come and go",
@@ -138,7 +149,7 @@ _WEIGHTS = (
     _flag("XICON_DOWNLOAD", "weights", _DOWNLOAD_HELP),
     _flag("XICON_VERIFY_WEIGHTS", "weights", "compare sha256 at start, which takes minutes"),
     Setting("HF_TOKEN", "text", "weights", "Hugging Face token, for XICON_DOWNLOAD", secret=True),
-    Setting("XICON_CACHE_DIR", "path", "weights", "what can be made again; unset = the user's"),
+    Setting("XICON_CACHE_DIR", "path", "weights", _CACHE_HELP),
 )
 
 _REQUEST = (

@@ -54,6 +54,10 @@ SCHEDULERS: tuple[str, ...] = (
 CONTEXT_SCHEDULES: tuple[str, ...] = ("uniform_standard", "static_standard", "uniform_looped")
 FUSE_METHODS: tuple[str, ...] = ("linear", "pyramid")
 
+STEP_CACHES: tuple[str, ...] = ("none", "teacache", "magcache", "easycache")
+FEWEST_CACHED_STEPS = 12
+"""Steps from which on a step cache is allowed: in fewer, neighbouring steps differ too much."""
+
 LATENT_CHANNELS = 16
 SPATIAL_STRIDE = 8
 """Pixels per latent cell, each way (Wan2.1 VAE)."""

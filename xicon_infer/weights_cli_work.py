@@ -69,7 +69,7 @@ def run_list(options: Options, workers: Workers) -> int:
     """Says what is needed, present and missing; 0."""
     manifest = _manifest(options)
     selections = select(options.get("sets", []), manifest)
-    searched = models_dirs(options.get("models_dir"))
+    searched = _searched(options)
     found = find_all(distinct(selections), searched)
     if "json" in options:
         _show(list_report(selections, found, existing(searched)))
@@ -161,7 +161,7 @@ def run_verify(options: Options, workers: Workers) -> int:
     from xicon_infer.weights.verify import verify_files
 
     entries = distinct(select(options.get("sets", []), _manifest(options)))
-    found = find_all(entries, models_dirs(options.get("models_dir")))
+    found = find_all(entries, _searched(options))
     # Without named sets, what is not there is not asked for.
     missing = [e for e in entries if e.id not in found] if options.get("sets") else []
     progress = _progress(options, workers)
@@ -190,9 +190,13 @@ def run_lock(options: Options, workers: Workers) -> int:
 
     remote: Remote
     if workers.remote_file is None:
-        from xicon_infer.weights import hub
+        from functools import partial
 
-        remote = hub.remote_file
+        from xicon_infer.weights import hub
+        from xicon_infer.weights.download_http import Transfer
+
+        # A question is small and there are many: whoever does not answer is not asked six times.
+        remote = partial(hub.remote_file, transfer=Transfer(timeout_s=10.0, backoff_s=(1.0,)))
     else:
         remote = workers.remote_file
     manifest = options.get("manifest") or manifest_path()
@@ -227,7 +231,7 @@ def run_prepare(options: Options, workers: Workers) -> int:
         work = workers.prepare
     if "output" not in options:
         raise InvalidRequest("'output' is missing: name the file to write", field="output")
-    dirs = tuple(models_dirs(options.get("models_dir")))
+    dirs = tuple(_searched(options))
     transformer = _transformer(options["transformer"], options, dirs)
     field = next(field for field in FIELDS if field.name == "loras")
     loras = [
@@ -324,6 +328,21 @@ def run_prune(options: Options, workers: Workers) -> int:
 
 def _manifest(options: Options) -> Manifest:
     return load_manifest(options.get("manifest"))
+
+
+def _searched(options: Options) -> list[Path]:
+    """Returns the folders with weights.
+
+    Raises:
+        InvalidRequest: the one that was given does not exist.
+    """
+    given: Path | None = options.get("models_dir")
+    if given is not None and not given.exists():
+        raise InvalidRequest(
+            f"'models_dir' must be a folder with weights that exists, got {str(given)!r}",
+            field="models_dir",
+        )
+    return list(models_dirs(given))
 
 
 def _progress(options: Options, workers: Workers) -> Progress:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +79,7 @@ class Parts:
 
     run: makes a video with what the session keeps. context: gives what the worker has, for an
     event. kernels: attention kernels that run here. modes: those whose weights are there.
-    degraded: something is amiss, for `health`.
+    degraded: what is amiss, for `health`.
     """
 
     settings: Settings
@@ -94,7 +94,7 @@ class Parts:
     kernels: Collection[str] = ()
     lower: LowerJob = lower_job
     free: Callable[[], None] = free_memory
-    degraded: bool = False
+    degraded: Sequence[str] = ()
     modes: Collection[str] = ()
     clock: Callable[[], float] = time.monotonic
 
@@ -241,6 +241,7 @@ class RealJobs:
         values = to_job_values(request, files, folder / "result.mp4", kernels=self.parts.kernels)
         if request.resolved["attention_mode"] == "auto":
             values["attention"] = preferred_kernel(settings, self.parts.kernels)
+        values["kernels"] = settings.kernels
         if settings.models_dir:
             values["models_dir"] = settings.models_dir[0]
         plain = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}

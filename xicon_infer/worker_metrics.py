@@ -30,6 +30,7 @@ SERIES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Most memory of a stage of the last job.",
         ),
         "xicon_start_seconds": ("gauge", "Seconds from the start of the process to ready."),
+        "xicon_start_step_seconds": ("gauge", "Seconds of each step of the start."),
         "xicon_uptime_seconds": ("gauge", "Seconds since the start."),
     }
 )

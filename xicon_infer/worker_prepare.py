@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -55,7 +55,8 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
     inputs = Inputs(settings.input_roots)
     files = files_of(settings, inputs)
     needs = needs_of(settings, search_dirs, bucket=_bucket_check(settings, files.bucket))
-    modes, degraded = settings.modes, False
+    modes: Sequence[str] = settings.modes
+    degraded: tuple[str, ...] = ()
     if not tools.dry:
         if settings.download:
             entries = [entry for sets in needs.modes.values() for entry in entries_of(sets)]
@@ -109,8 +110,8 @@ def prepare(settings: Settings, tools: Tools) -> Worker:
     )
 
 
-def _checked(needs: CheckNeeds, tools: Tools) -> tuple[tuple[str, ...], bool]:
-    """Returns the modes that can run here, and whether anything is less than it should be.
+def _checked(needs: CheckNeeds, tools: Tools) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the modes that can run here, and what is less than it should be.
 
     Raises:
         BackendUnavailable: something that every job needs is missing.
@@ -120,7 +121,8 @@ def _checked(needs: CheckNeeds, tools: Tools) -> tuple[tuple[str, ...], bool]:
         level = "INFO" if one.state == "ok" else "WARNING"
         tools.log.event("start.check", level=level, check=one.name, state=one.state, text=one.text)
     require(results)
-    return ready_modes(needs, results), any(one.state != "ok" for one in results)
+    amiss = tuple(f"{one.name}: {one.text}" for one in results if one.state != "ok")
+    return ready_modes(needs, results), amiss
 
 
 def _bucket_check(settings: Settings, bucket: BucketConfig | None) -> Callable[[], None] | None:

@@ -19,7 +19,7 @@ from xicon_infer.worker_stages import WEIGHTS, stage_of, start_percent
 
 LEAST_PERCENT = 2.0
 LEAST_S = 2.0
-"""Between two updates of a stage: both must have passed."""
+"""Between two updates of a stage: both must have passed; after a window, the seconds alone."""
 LAST_WAIT_S = 5.0
 """Longest wait for the last update."""
 
@@ -140,11 +140,15 @@ class JobProgress:
     def step(self, done: int, total: int, unit: str = "step") -> None:
         """Counts what is done of the stage."""
         self._check()
-        if unit in ("step", "frame"):
-            self._counts = {unit: (done, total)}
         share = min(1.0, done / total) if total > 0 else 0.0
+        if unit == "window":  # a part of a step
+            self._counts[unit] = (done, total)
+            step, steps = self._counts.get("step", (0, 0))
+            share = min(1.0, (step + share) / steps) if steps else 0.0
+        elif unit in ("step", "frame"):
+            self._counts = {unit: (done, total)}
         self._advance(start_percent(self.current) + share * WEIGHTS.get(self.current, 0))
-        moved = self._percent - self._sent_percent >= LEAST_PERCENT
+        moved = self._percent - self._sent_percent >= LEAST_PERCENT or unit == "window"
         if moved and self._clock() - self._sent_at >= LEAST_S:
             self._tell()
 
@@ -164,6 +168,7 @@ class JobProgress:
     def payload(self) -> Payload:
         """Returns an update: what is not known is None."""
         step, steps = self._counts.get("step", (None, None))
+        window, windows = self._counts.get("window", (None, None))
         frames_done, frames = self._counts.get("frame", (None, None))
         remaining = self.remaining_s
         return {
@@ -171,8 +176,8 @@ class JobProgress:
             "percent": int(self._percent),
             "step": step,
             "steps": steps,
-            "window": None,
-            "windows": None,
+            "window": window,
+            "windows": windows,
             "frames_done": frames_done,
             "frames": frames,
             "eta_s": None if remaining is None else round(remaining, 1),

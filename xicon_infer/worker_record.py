@@ -67,6 +67,7 @@ def metadata(
         "model": f"{job.pipeline}/{job.preset}",
         "precision": result.machine.get("dtype"),
         "attention": result.machine.get("attention"),
+        "kernels": result.machine.get("kernels"),
         "memory": result.machine.get("memory"),
         "steps": job.num_inference_steps,
         "cfg": job.guidance_scale,
@@ -91,12 +92,12 @@ def metadata(
 
 def windows(job: Job, frames: int) -> int:
     """Returns how many context windows the first step had; 1 for a video handled at once."""
+    from pipelines.plan_steps import context_of
     from xicon_infer.sampling.windows import windows_per_step
-    from xicon_infer.service_options import context_options
 
     if job.pipeline == "pose":
         return 0
-    context = context_options(job)
+    context = context_of(job)
     return windows_per_step(context, frames, 1)[0] if context.active(frames) else 1
 
 

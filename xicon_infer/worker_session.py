@@ -53,7 +53,6 @@ class WatchedSession(Session):
     def _watch(self, components: Any) -> None:
         vae = components.vae
         passes: tuple[nn.Module | None, ...] = (
-            components.transformer,
             components.text_encoder,
             components.image_encoder,
             vae.encoder,
@@ -62,6 +61,9 @@ class WatchedSession(Session):
         for module in passes:
             if module is not None:
                 module.register_forward_pre_hook(lambda *_: self.check())
+        components.when_here(
+            lambda: components.transformer.register_forward_pre_hook(lambda *_: self.check())
+        )
 
 
 def _nothing() -> None:

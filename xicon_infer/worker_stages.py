@@ -35,6 +35,7 @@ STAGE_OF: Mapping[str, str] = MappingProxyType(
         "draw pose": "pose",
         "fit pose": "pose",
         "load models": "load",
+        "load transformer": "load",
         "prepare": "load",
         "encode text": "text",
         "encode image": "image",

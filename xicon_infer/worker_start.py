@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from xicon_infer.errors import XiconError
+from xicon_infer.errors import InvalidRequest, XiconError
 from xicon_infer.settings import InvalidSettings, Settings, read_settings
 from xicon_infer.worker import Limits, Worker
 from xicon_infer.worker_log import JsonLog
@@ -24,6 +24,8 @@ from xicon_infer.worker_metrics import Metrics
 from xicon_infer.worker_progress import Send, send_to_platform
 
 LOCAL_API = ("--rp_serve_api", "--rp_api_host", "0.0.0.0", "--rp_api_port", "8000")
+_SHOWN = 60
+"""Characters of a bad --test_input that the message repeats."""
 _SECRETS = ("hf_token", "bucket_access_key_id", "bucket_secret_access_key", "bucket_session_token")
 
 
@@ -64,6 +66,7 @@ class Tools:
         done = work()
         seconds = round(self.clock() - start, 3)
         self.log.event("start.step", step=name, seconds=seconds)
+        self.metrics.put("xicon_start_step_seconds", seconds, step=name)
         return done
 
 
@@ -117,17 +120,36 @@ def local_job(argv: list[str]) -> Any:
     """Returns the one job that the SDK will run on this machine, or None.
 
     It comes from --test_input, else from test_input.json in the working folder.
+
+    Raises:
+        InvalidRequest: it is no JSON object; the SDK would end with a traceback.
     """
-    try:
-        for word, value in zip(argv, [*argv[1:], ""], strict=True):
-            if word.partition("=")[0] == "--test_input":
-                return json.loads(word.partition("=")[2] or value)
-        if any(word.startswith("--rp_serve_api") for word in argv):
-            return None
-        path = Path("test_input.json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError):  # the SDK says what is wrong with it
+    for word, value in zip(argv, [*argv[1:], ""], strict=True):
+        if word.partition("=")[0] == "--test_input":
+            return _object(word.partition("=")[2] or value, "--test_input")
+    path = Path("test_input.json")
+    if any(word.startswith("--rp_serve_api") for word in argv) or not path.is_file():
         return None
+    try:
+        return _object(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path}: cannot be read: {error}", field="test_input") from error
+
+
+def _object(text: str, source: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        reason = f"it is no JSON: {error}"
+    else:
+        if isinstance(found, dict):
+            return found
+        reason = f"it is a {type(found).__name__}"
+    example = '{"input": {"action": "health"}}'
+    raise InvalidRequest(
+        f"{source} must be one JSON object, as {example}; {reason}, got {text[:_SHOWN]!r}",
+        field="test_input",
+    )
 
 
 def is_dry(job: Any) -> bool:
@@ -137,10 +159,38 @@ def is_dry(job: Any) -> bool:
 
 
 def _prepare(settings: Settings, tools: Tools) -> Worker:
+    if not tools.dry:
+        _read_ahead(settings)
     # Imported when the settings are known to be good: it loads PyTorch.
+    prepare = tools.timed("import", _import_prepare)
+    ready: Worker = prepare(settings, tools)
+    return ready
+
+
+def _import_prepare() -> Any:
     from xicon_infer.worker_prepare import prepare
 
-    return prepare(settings, tools)
+    return prepare
+
+
+def _read_ahead(settings: Settings) -> None:
+    """Has the weights that are loaded first read into memory while PyTorch is imported."""
+    from xicon_infer.checks import sets_of
+    from xicon_infer.runtime import models_dirs
+    from xicon_infer.weights.manifest import files_for
+    from xicon_infer.weights.places import find_all
+    from xicon_infer.weights.warmup import warm_files
+    from xicon_infer.worker_warm import warm_modes
+
+    folders = models_dirs(next(iter(settings.models_dir), None))
+    for mode in warm_modes(settings, settings.modes):
+        for name in sets_of(mode, settings.preset_for(mode))[:1]:  # the second is for poses
+            pipeline, _, preset = name.partition("/")
+            entries = files_for(pipeline, preset)
+            found = find_all(entries, folders)
+            if len(found) == len(entries):
+                warm_files([found[entry.id].path for entry in entries])
+                return
 
 
 def _refuse(

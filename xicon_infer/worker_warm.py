@@ -101,6 +101,7 @@ def _values(mode: str, settings: Settings, folder: Path, shape: WarmShape) -> di
         "prompt": "a person dances",
         "output": str(folder / "warm.mp4"),
         "attention": choose_kernel(settings.attention, None)[0],
+        "kernels": settings.kernels,
         "memory": MEMORY[settings.memory],
     }
     if preset := settings.preset_for(mode):

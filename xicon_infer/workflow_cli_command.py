@@ -28,7 +28,8 @@ _TO_OPTION = {
     field.name: field.option for field in (*REQUEST_FIELDS, *OUTPUT_FIELDS) if field.option
 }
 _DIFFERENT = ("mode", "attention_mode", "blocks_to_swap", "vae_tiling", "shift", *MEDIA)
-"""Fields whose option has other values; the kernels are better chosen by the machine."""
+"""Fields whose option has other values. Of the attention kernels only 8-bit ones are passed on, for
+they change the numbers; which of the others is fastest the machine knows better."""
 
 _ALWAYS = ("pipeline", "loras")
 """Options that are written even if they are the default."""
@@ -70,6 +71,8 @@ def _different(fields: Mapping[str, Any]) -> dict[str, Any]:
     blocks = fields.get("blocks_to_swap")
     if isinstance(blocks, int) and not isinstance(blocks, bool) and blocks > 0:
         values |= {"memory": "stream", "blocks_to_swap": min(blocks, 40)}
+    if fields.get("attention_mode") == "sage":
+        values["attention"] = "auto8"
     if fields.get("vae_tiling") is True:
         values["tile"] = True
     shift = fields.get("shift")

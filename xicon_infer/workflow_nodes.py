@@ -249,11 +249,34 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "ImageResizeKJv2": {"width": 512, "height": 512, "divisible_by": 2},
         "ImageResizeKJ": {"width": 512, "height": 512, "divisible_by": 2},
         **dict.fromkeys(VIDEOS, _LOAD),
+        "WanVideoTeaCache": {
+            "rel_l1_thresh": 0.3,
+            "start_step": 1,
+            "end_step": -1,
+            "use_coefficients": True,
+            "mode": "e",
+        },
+        "WanVideoMagCache": {
+            "magcache_thresh": 0.02,
+            "magcache_K": 4,
+            "start_step": 1,
+            "end_step": -1,
+        },
+        "WanVideoEasyCache": {"easycache_thresh": 0.015, "start_step": 10, "end_step": -1},
         "VHS_VideoCombine": {"frame_rate": 8, "crf": 19, "save_output": True},
         "CreateVideo": {"fps": 30},
     }
 )
 """Class -> input -> what the node takes where a graph leaves it out; only inputs that are read."""
+
+CACHES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "WanVideoTeaCache": ("teacache", "rel_l1_thresh"),
+        "WanVideoMagCache": ("magcache", "magcache_thresh"),
+        "WanVideoEasyCache": ("easycache", "easycache_thresh"),
+    }
+)
+"""Class of a step cache -> its name here, and its input for the threshold."""
 
 ATTENTION: Mapping[str, str] = MappingProxyType(
     {

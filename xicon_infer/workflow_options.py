@@ -54,6 +54,11 @@ VALUES: Mapping[str, Mapping[str, Wanted]] = MappingProxyType(
         "WanVideoSamplerExtraArgs": {"riflex_freq_index": _RIFLEX, "rope_function": _ROPE},
         "WanVideoScheduler": _SCHEDULER,
         "WanVideoSchedulerv2": _SCHEDULER,
+        "WanVideoTeaCache": {
+            "use_coefficients": Wanted((True,), "the fitted coefficients are used"),
+            "mode": Wanted(("e",), "time embeddings are compared"),
+        },
+        "WanVideoMagCache": {"magcache_K": Wanted((4,), "at most 4 steps in a row are skipped")},
         "WanVideoDecode": {"normalization": Wanted(("default",), "frames are not normalised")},
         "WanVideoImageToVideoEncode": {
             "noise_aug_strength": Wanted((0,), "no noise is added to the picture"),
@@ -105,7 +110,6 @@ _EMBEDS = {
 }
 _EXTRAS = {
     "feta_args": Wanted((), "Enhance-A-Video is not used"),
-    "cache_args": Wanted((), "every step is computed"),
     "slg_args": Wanted((), "skip-layer guidance is not used"),
     "loop_args": Wanted((), "the film is not looped"),
     "experimental_args": Wanted((), "experimental options are not used"),

@@ -11,10 +11,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from xicon_infer.types import FEWEST_CACHED_STEPS
 from xicon_infer.workflow_find import Film, Reading, alone, content, only_one
 from xicon_infer.workflow_graph import Link, Node, chain, cut, refuse, source
 from xicon_infer.workflow_models import TRANSFORMERS, network_of, preset_of
-from xicon_infer.workflow_nodes import ATTENTION, COMBINES, DEFAULTS, MODEL_STEPS
+from xicon_infer.workflow_nodes import ATTENTION, CACHES, COMBINES, DEFAULTS, MODEL_STEPS
 from xicon_infer.workflow_options import named
 from xicon_infer.workflow_values import UNKNOWN, fold, number_of
 
@@ -94,6 +95,7 @@ def read_sampling(reading: Reading, film: Film, found: Found) -> None:
             shift=value_of(reading, scheduler, "shift"),
         )
     _read_windows(reading, sampler, found)
+    _read_cache(reading, sampler, found)
 
 
 def _scheduler(reading: Reading, sampler: Node) -> Node | None:
@@ -106,12 +108,44 @@ def _scheduler(reading: Reading, sampler: Node) -> Node | None:
     return only_one(alone(reading, _SCHEDULERS)) if reading.sketch else None
 
 
-def _read_windows(reading: Reading, sampler: Node, found: Found) -> None:
-    start = source(reading.graph, sampler, "context_options")
+def _sampler_input(reading: Reading, sampler: Node, name: str) -> tuple[Node, Link] | None:
+    """Returns what leads to an input of the sampler, or to that of its extra arguments."""
+    start = source(reading.graph, sampler, name)
     extra = source(reading.graph, sampler, "extra_args")
     if start is None and extra is not None:
         reading.used.add(extra[0].id)
-        start = source(reading.graph, extra[0], "context_options")
+        start = source(reading.graph, extra[0], name)
+    return start
+
+
+def _read_cache(reading: Reading, sampler: Node, found: Found) -> None:
+    """Reads the step cache; a request has no field for it."""
+    start = _sampler_input(reading, sampler, "cache_args")
+    if start is None:
+        return
+    node, steps = start[0], found.fields.get("steps")
+    steps = steps if isinstance(steps, int) else 0
+    reading.used.add(node.id)
+    enough = steps >= FEWEST_CACHED_STEPS
+    if reading.strict or node.type not in CACHES or not enough:
+        few = "" if enough else f", caches need {FEWEST_CACHED_STEPS} steps"
+        told = f"{named(sampler, 'cache_args')}: connected is not translated"
+        reading.warnings.append(f"{told}, every step is computed{few}")
+        return
+    method, threshold = CACHES[node.type]
+    first, last = value_of(reading, node, "start_step"), value_of(reading, node, "end_step")
+    if isinstance(last, int) and last >= steps - 1:
+        last = -1
+    if isinstance(first, int) and first >= steps:
+        reading.warnings.append(f"{named(node, 'start_step')}: {first}, so that no step is skipped")
+        return
+    values = {"threshold": value_of(reading, node, threshold), "start": first, "end": last}
+    options = {f"step_cache_{name}": value for name, value in values.items() if value is not None}
+    found.options |= {"step_cache": method, **options}
+
+
+def _read_windows(reading: Reading, sampler: Node, found: Found) -> None:
+    start = _sampler_input(reading, sampler, "context_options")
     node = start[0] if start else None
     if node is None and reading.sketch:
         node = only_one(alone(reading, ["WanVideoContextOptions"]))

@@ -88,6 +88,13 @@ _ORDER: Mapping[str, str] = MappingProxyType(
         ),
         "WanVideoVAELoader": "model_name:s precision:s use_cpu_cache:b verbose:b",
         "WanVideoTinyVAELoader": "model_name:s precision:s parallel:b",
+        "WanVideoTeaCache": (
+            "rel_l1_thresh:n start_step:n end_step:n cache_device:s use_coefficients:b mode:s"
+        ),
+        "WanVideoMagCache": (
+            "magcache_thresh:n magcache_K:n start_step:n end_step:n cache_device:s"
+        ),
+        "WanVideoEasyCache": "easycache_thresh:n start_step:n end_step:n cache_device:s",
         "WanVideoBlockSwap": (
             "blocks_to_swap:n offload_img_emb:b offload_txt_emb:b use_non_blocking:b "
             "vace_blocks_to_swap:n prefetch_blocks:n block_swap_debug:b"

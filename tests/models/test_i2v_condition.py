@@ -11,7 +11,6 @@ from tests.models.vae_cases import noise, tiny_vae
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.models.i2v_condition import (
     I2VImages,
-    add_noise,
     build_condition,
     condition_mask,
     condition_video,
@@ -159,17 +158,6 @@ def test_every_given_frame_is_marked_and_no_other(frames, start, end):
     mask = condition_mask(images, frames)[:, :, 0, 0].T.flatten()
     assert torch.equal(mask[3:], condition_video(images, frames)[0, :, 0, 0])
     assert torch.equal(mask[:3], mask[:1].expand(3))
-
-
-def test_noise_is_seeded_scaled_and_spares_minus_one():
-    image = START.clone()
-    image[0] = -1
-    noisy = add_noise(image, 0.1, torch.Generator().manual_seed(3))
-    assert torch.equal(noisy, add_noise(image, 0.1, torch.Generator().manual_seed(3)))
-    assert not torch.equal(noisy, add_noise(image, 0.1, torch.Generator().manual_seed(4)))
-    assert torch.equal(noisy[0], image[0])
-    assert 0.05 < (noisy - image)[1:].std() < 0.15
-    assert torch.equal(add_noise(image, 0.0, torch.Generator().manual_seed(3)), image)
 
 
 def test_impossible_images_are_refused():

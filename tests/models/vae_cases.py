@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xicon_infer.models.vae import VAEConfig, WanVAE
+from xicon_infer.ops import vae_kernels
 
 TINY = VAEConfig(dim=4, z_dim=4)
 
@@ -63,3 +64,36 @@ class Meter(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self.live.pop(key)
+
+
+class CudnnLayout(Meter):
+    """A meter under which convolutions lay out their results as cuDNN does, also on a CPU.
+
+    PyTorch asks cuDNN for channels last in memory where input or weight have them so, and copies
+    what has not. The CPU's own kernels mostly ignore the layout of videos.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket.__name__ != "convolution":
+            return out
+        last = torch.channels_last if out.ndim == 4 else torch.channels_last_3d
+        given = [x.is_contiguous(memory_format=last) for x in args[:2]]
+        self.calls["converted"] += any(given) and not all(given)
+        return out.contiguous(memory_format=last) if any(given) else out.contiguous()
+
+
+class PlainKernels:
+    """In place of `ops.vae_triton`: the operators are there to be counted, their work is plain."""
+
+    @staticmethod
+    def fill_window(x, gain, bias, kept, window):
+        vae_kernels.fill_window(x, gain, bias, kept, window, fused=False)
+
+    @staticmethod
+    def add_bias(y, bias, other):
+        vae_kernels.add_bias(y, bias, other, fused=False)
+
+    @staticmethod
+    def interleave(pairs, bias, out):
+        vae_kernels.interleave(pairs, bias, out, fused=False)

@@ -34,6 +34,7 @@ def replay_wan(golden: Golden) -> list[Check] | None:
     tensors, config = golden.tensors, _config(golden.meta["config"])
     model = WanTransformer(config)
     model.load_state_dict(golden.under("weights."))
+    golden.place(model)
     text = [tensors[f"in.context.{i}"] for i in range(len(tensors["in.x"]))]
     seen: dict[str, Tensor] = {}
     _watch(model, seen)
@@ -229,7 +230,7 @@ def _scail_middle(
     )
     head_dim = model.config.head_dim
     ropes = {
-        rule: scail_rope(head_dim, grid, True, True, p)
+        rule: scail_rope(head_dim, grid, True, True, p).to(model.device)
         for rule, p in (("official", PosePositions()), ("wrapper", WRAPPER))
     }
     middle = {f"rope_{k}": torch.stack((r.cos, r.sin), dim=-1) for k, r in ropes.items()}
@@ -309,7 +310,7 @@ def _tags(golden: Golden) -> list[str]:
 def _scail(golden: Golden) -> ScailTransformer:
     model = ScailTransformer(_config(golden.meta["config"]))
     model.load_state_dict(golden.under("weights."))
-    return model
+    return golden.place(model)
 
 
 def _config(stored: dict[str, Any]) -> WanConfig:

@@ -94,7 +94,7 @@ def load_text_encoder(golden: Golden) -> nn.Module:
     config = text.config_from_shapes(shapes, max_distance=golden.meta["config"]["max_dist"])
     model = text.build_text_encoder(config)
     model.load_state_dict(state, strict=True)
-    return model
+    return golden.place(model)
 
 
 def load_image_encoder(golden: Golden, *, every_layer: bool = False) -> nn.Module:
@@ -105,7 +105,7 @@ def load_image_encoder(golden: Golden, *, every_layer: bool = False) -> nn.Modul
     config = vision.config_from_shapes(shapes, num_heads=options["num_heads"])
     model = vision.build_image_encoder(replace(config, activation=options["activation"]))
     model.load_state_dict(state, strict=True)
-    return model
+    return golden.place(model)
 
 
 @contextmanager

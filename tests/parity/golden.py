@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from tests.parity.target import Module, Target
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,18 @@ class Check:
 
 
 class Golden:
-    """One golden file, loaded when its content is first asked for."""
+    """One golden file, loaded when its content is first asked for.
 
-    def __init__(self, path: Path, roots: list[Path]) -> None:
+    Args:
+        path: of the file.
+        roots: folders in which other files of the same set are looked for.
+        target: where networks run and tensors are; None for float32 on the CPU.
+    """
+
+    def __init__(self, path: Path, roots: list[Path], target: Target | None = None) -> None:
         self.path = path
         self.roots = roots
+        self.target = target
         self.kind = path.suffix.lstrip(".")
 
     @cached_property
@@ -66,7 +76,8 @@ class Golden:
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns every tensor of a safetensors file."""
-        with safe_open(self.path, "pt") as file:
+        device = "cpu" if self.target is None else str(self.target.device)
+        with safe_open(self.path, "pt", device) as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
     @cached_property
@@ -92,7 +103,15 @@ class Golden:
             raise FileNotFoundError(
                 f"{self.path.name} needs {stem}.safetensors, which is not there"
             )
-        return Golden(found[0], self.roots)
+        return Golden(found[0], self.roots, self.target)
+
+    def place(self, model: Module) -> Module:
+        """Returns a model with its weights loaded, where and as it is to run."""
+        return model if self.target is None else self.target.place(model)
+
+    def plain(self) -> Golden:
+        """Returns the same file for float32 on the CPU."""
+        return self if self.target is None else Golden(self.path, self.roots)
 
 
 Replay = Callable[[Golden], "list[Check] | None"]
@@ -103,6 +122,7 @@ def rel_max(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Returns max |a - e| / max |e| (inf if the shapes differ)."""
     if actual.shape != expected.shape:
         return float("inf")
+    actual, expected = actual.cpu(), expected.cpu()
     difference = (actual.double() - expected.double()).abs().max().item()
     return float(difference / max(expected.double().abs().max().item(), 1e-30))
 
@@ -111,6 +131,7 @@ def rel_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Returns ||a - e|| / ||e|| (inf if the shapes differ)."""
     if actual.shape != expected.shape:
         return float("inf")
+    actual, expected = actual.cpu(), expected.cpu()
     difference = (actual.double() - expected.double()).norm().item()
     return float(difference / max(expected.double().norm().item(), 1e-30))
 
@@ -126,7 +147,7 @@ def abs_max(actual: Any, expected: Any) -> float:
 def exact(actual: Any, expected: Any) -> float:
     """Returns 0 if the two are equal (tensors: shape and every element), else inf."""
     if isinstance(actual, torch.Tensor) and isinstance(expected, torch.Tensor):
-        same = actual.shape == expected.shape and bool(torch.equal(actual, expected))
+        same = actual.shape == expected.shape and bool(torch.equal(actual.cpu(), expected.cpu()))
     else:
         same = bool(actual == expected)
     return 0.0 if same else float("inf")

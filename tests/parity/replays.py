@@ -14,10 +14,12 @@ from tests.parity import (
     side_files,
     steady_dancer,
     steady_dancer_pose,
+    steady_dancer_sampling,
     vae,
     weights,
 )
 from tests.parity.golden import Replay
+from tests.parity.target import Part
 
 REPLAYS: tuple[Replay, ...] = (
     *dit.REPLAYS,
@@ -34,3 +36,18 @@ REPLAYS: tuple[Replay, ...] = (
     *serving.REPLAYS,
     *side_files.REPLAYS,
 )
+
+NETWORKS: dict[Replay, Part] = {
+    dit.replay_wan: "transformer",
+    dit.replay_scail: "transformer",
+    dit.replay_scail_windows: "transformer",
+    dit.replay_scail_sampling: "sampling",
+    steady_dancer.replay_forward: "transformer",
+    steady_dancer.replay_wrapper: "transformer",
+    steady_dancer_sampling.replay_sampling: "sampling",
+    vae.replay_vae: "vae",
+    vae.replay_tiled: "vae",
+    encoders.replay_text_encoder: "encoder",
+    encoders.replay_image_encoder: "encoder",
+}
+"""Replays of networks, which run on another device or in another precision, by kind."""

@@ -85,7 +85,7 @@ def build_model(golden: Golden, heads: int, text_len: int) -> SteadyDancerTransf
     config = config_from_shapes({name: tuple(value.shape) for name, value in state.items()})
     model = SteadyDancerTransformer(replace(config, num_heads=heads, text_len=text_len))
     model.load_state_dict(state)
-    return model.eval()
+    return golden.place(model.eval())
 
 
 def _sampling_options(golden: Golden) -> SteadyDancerOptions:
@@ -112,6 +112,10 @@ def _sampling_model(
 ) -> tuple[SteadyDancerTransformer, SteadyDancerConditioning]:
     """Returns the model whose first prediction is the stored one, and what it is told."""
     tensors = golden.tensors
+    if golden.target is not None:  # rounded numbers tell two models apart less well
+        config = _sampling_model(golden.plain(), options, schedule)[0].config
+        model = build_model(golden, config.num_heads, config.text_len)
+        return model, _conditioning(model, tensors)
     longest = max(len(tensors["in.context_pos"]), len(tensors["in.context_neg"]))
     best: tuple[float, SteadyDancerTransformer, SteadyDancerConditioning] | None = None
     timestep = torch.tensor(schedule.timesteps[:1], dtype=torch.float32)

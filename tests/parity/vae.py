@@ -34,7 +34,7 @@ def load_vae(golden: Golden) -> WanVAE:
         stds=None if stds is None else stds.flatten().tolist(),
     )
     vae.load_state_dict(weights)
-    return vae.eval()
+    return golden.place(vae.eval())
 
 
 def replay_vae(golden: Golden) -> list[Check] | None:
@@ -45,14 +45,17 @@ def replay_vae(golden: Golden) -> list[Check] | None:
         return None
     vae = load_vae(golden)
     checks = []
-    for prefix, dtype in (("out", torch.float32), ("out64", torch.float64)):
+    precisions = [("out", torch.float32), ("out64", torch.float64)]
+    if golden.target is not None:
+        precisions = [("out", vae.conv2.weight.dtype)]
+    for prefix, dtype in precisions:
         vae.to(dtype)
         for what, run in _vae_runs(vae, golden, dtype).items():
             expected = golden.tensors.get(f"{prefix}.{what}")
             if expected is not None:
                 name = f"{golden.path.stem}:{prefix}:{what}"
                 checks.append(Check(name, rel_max(run(), expected), TOLERANCE))
-    return checks + fast_checks(vae, golden)
+    return checks if golden.target is not None else checks + fast_checks(vae, golden)
 
 
 def fast_checks(vae: WanVAE, golden: Golden) -> list[Check]:
@@ -97,8 +100,9 @@ def replay_tiled(golden: Golden) -> list[Check] | None:
     vae = load_vae(golden)
     size, stride = (golden.tensors[f"in.tile_{name}_hw_latent"] for name in ("size", "stride"))
     tiles = TileOptions(*size.tolist(), *stride.tolist())
-    latents = vae.denormalize(golden.tensors["in.latent"])
-    video = golden.tensors["in.video"]
+    dtype = vae.conv2.weight.dtype
+    latents = vae.denormalize(golden.tensors["in.latent"].to(dtype))
+    video = golden.tensors["in.video"].to(dtype)
     runs: dict[str, Callable[[], Tensor]] = {
         "tiled_decode": lambda: tiled_decode(vae, latents, tiles)[0],
         "full_decode": lambda: vae.decode(latents)[0],
@@ -110,7 +114,7 @@ def replay_tiled(golden: Golden) -> list[Check] | None:
         for what, run in runs.items()
         if f"out.{what}" in golden.keys
     ]
-    return checks + fast_checks(vae, golden)
+    return checks if golden.target is not None else checks + fast_checks(vae, golden)
 
 
 def replay_i2v_condition(golden: Golden) -> list[Check] | None:

@@ -80,13 +80,13 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.inner, self.passes, self.unposed = inner, [], 0
         self.device = inner.device
-        for name in ("fuse_pose", "embed_reference", "embed_first_pose"):
+        for name in ("fuse_pose", "embed_reference", "embed_first_pose", "embed_time"):
             setattr(self, name, getattr(inner, name))
 
-    def forward(self, latents, *args, pose=None):
+    def forward(self, latents, *args, reuse=None, pose=None):
         self.passes.append(len(latents))
         self.unposed += len(latents) * (pose is None)
-        return self.inner(latents, *args, pose=pose)
+        return self.inner(latents, *args, reuse=reuse, pose=pose)
 
 
 class Watching(Counting):
@@ -96,6 +96,6 @@ class Watching(Counting):
         super().__init__(inner)
         self.seen = []
 
-    def forward(self, latents, timestep, context, start, pose=None):
+    def forward(self, latents, timestep, context, start, reuse=None, pose=None):
         self.seen.append((start, pose))
-        return self.inner(latents, timestep, context, start, pose=pose)
+        return self.inner(latents, timestep, context, start, reuse=reuse, pose=pose)

@@ -19,6 +19,7 @@ from pipelines.memory import (
     margin_bytes,
 )
 from pipelines.memory_needs import DECODE, FRAMES, PROJECT, SAMPLE, TEXT, Workload, needs_of
+from pipelines.memory_plan import build_plan
 from pipelines.plan_memory import TABLE_JOBS
 from xicon_infer import formulas
 from xicon_infer.errors import InvalidRequest, OutOfMemory
@@ -164,7 +165,7 @@ def test_storages_are_tried_in_order():
 
 
 def test_what_is_evicted_when():
-    plan = choose(24 * GB)
+    plan = choose(24 * GB, request="offload")
     for stage, names in plan.evict.items():
         assert memory_needs.COMPONENT_OF[stage] not in names
         assert len(names) == 3
@@ -242,11 +243,39 @@ def test_the_vae_takes_smaller_pieces_before_anything_else_changes():
     assert (tight.mode, tight.vae_chunk) == ("resident", 3)
 
 
+def test_the_vae_takes_longer_pieces_where_memory_lies_idle():
+    # By the size alone one latent frame at a time; sampling takes more than longer pieces do.
+    assert SCAIL.piece == 1
+    plan = choose(80 * GB)
+    assert plan.vae_chunk > 1
+    assert plan.peak_bytes[DECODE] <= plan.peak
+    assert plan.peak == choose(80 * GB, replace(SCAIL, vae_chunk=1)).peak
+    again = build_plan(plan.needs, plan.mode, tile=False, swapped=0, chunk=plan.vae_chunk + 1)
+    assert plan.vae_chunk == memory_needs.MAX_PIECE or again.peak > plan.peak
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_a_fixed_piece_is_kept_and_counted(chunk):
+    work = replace(SCAIL, vae_chunk=chunk)
+    for free in (200 * GB, 80 * GB):
+        assert choose(free, work).vae_chunk == chunk
+    plan = choose(200 * GB, work, request="offload")
+    by_size = choose(200 * GB, replace(SCAIL, vae_chunk=1), request="offload")
+    assert (plan.peak_bytes[DECODE] > by_size.peak_bytes[DECODE]) == (chunk > 1)
+    lowered = lower(plan)
+    assert lowered is not None
+    assert lowered.vae_chunk == chunk
+    with pytest.raises(OutOfMemory):
+        choose(16 * GB, replace(work, vae_chunk=16))
+
+
 def test_the_text_encoder_is_streamed_only_where_it_must_be():
     assert choose(12 * GB).stream_encoder
     assert choose(12 * GB).peak_bytes[TEXT] < 4 * GB
     assert not choose(16 * GB).stream_encoder
     small = choose(8 * GB, TABLE_JOBS["Wan T2V 1.3B 832x480"])
+    assert (small.mode, small.keep_transformer, small.stream_encoder) == ("offload", True, True)
+    small = choose(6 * GB, TABLE_JOBS["Wan T2V 1.3B 832x480"])
     assert (small.mode, small.blocks_to_swap, small.stream_encoder) == ("stream", 0, True)
 
 
@@ -327,7 +356,7 @@ def test_each_lower_plan_takes_no_more_and_the_last_one_is_the_end(name):
 
 def test_smaller_pieces_and_tiles_come_before_the_swap():
     work = replace(SCAIL, width=256, height=448)
-    plan = choose(24 * GB, work)
+    plan = choose(24 * GB, work, request="offload")
     assert (plan.mode, plan.vae_chunk) == ("offload", 4)
     assert lower(plan).vae_chunk == 1
     wide = replace(BF16, tile=(256, 448), stride=(255, 447))

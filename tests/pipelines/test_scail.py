@@ -127,6 +127,7 @@ def test_every_option_changes_the_video(pipeline, image, base, name):
 
 def test_every_option_has_such_a_test():
     elsewhere = {"negative_prompt", "uncond_reference", "guidance_batching", "context", "tiles"}
+    elsewhere |= {"step_cache"}
     elsewhere |= {"width", "height", "num_frames"}
     assert {f.name for f in fields(ScailOptions)} == set(CHANGES) | elsewhere
 

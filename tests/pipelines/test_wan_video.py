@@ -157,6 +157,7 @@ def test_options_that_count_with_guidance_or_windows(from_image):
         changed = from_image(replace(LONG, **change), picture(0)).clip.frames
         assert not np.array_equal(long, changed), change
     tested = {*CHANGES, "negative_prompt", "guidance_batching", "window_anchor", "context"}
+    tested |= {"step_cache"}
     assert tested == {option.name for option in fields(WanOptions)}
 
 

@@ -74,8 +74,8 @@ def test_keys_and_values_of_the_context_are_not_computed_again(parts):
     seen, forwards = count(parts)
     layers = len(parts.transformer.blocks)
     per_block = 4 + 2 + 2  # q k v o, cross q and o, feed-forward
-    time_and_head = 2 + 1 + 1
-    assert seen["addmm"] + seen["linear"] == forwards * (layers * per_block + time_and_head)
+    time, head = 2 + 1, 1
+    assert seen["addmm"] + seen["linear"] == forwards * (layers * per_block + head) + time
 
 
 def test_no_guidance_runs_one_branch_and_guidance_two(parts):

@@ -196,7 +196,6 @@ def test_only_the_shell_and_the_progress_know_the_sdk():
         (["handler.py", "--test_input", '{"input": {"dry_run": true}}'], None, True),
         (["handler.py", '--test_input={"input": {"action": "health"}}'], None, True),
         (["handler.py", "--test_input", '{"input": {}}'], {"input": {"dry_run": True}}, False),
-        (["handler.py", "--test_input", "not json"], None, False),
         (["handler.py", "--rp_serve_api"], {"input": {"dry_run": True}}, False),
     ],
     ids=str,
@@ -207,6 +206,75 @@ def test_a_plan_alone_needs_no_weights(tmp_path, monkeypatch, argv, file, dry):
         (tmp_path / "test_input.json").write_text(json.dumps(file))
     begin({}, argv=argv, prepare=ready)
     assert ready.tools.dry is dry
+
+
+@pytest.mark.parametrize(
+    ("argv", "file", "told"),
+    [
+        (["handler.py", "--test_input", "{bad"], None, "--test_input must be one JSON object"),
+        (["handler.py", "--test_input=[1]"], None, "it is a list, got '[1]'"),
+        (["handler.py", "--test_input"], None, "it is no JSON"),
+        (["handler.py"], "{bad", "test_input.json must be one JSON object"),
+    ],
+    ids=str,
+)
+def test_a_bad_local_job_is_told_in_one_line_before_anything_is_loaded(
+    tmp_path, monkeypatch, argv, file, told
+):
+    monkeypatch.chdir(tmp_path)
+    if file is not None:
+        (tmp_path / "test_input.json").write_text(file)
+    loaded = []
+    code, sdk, lines, _ = begin({}, argv=argv, prepare=lambda *given: loaded.append(given))
+    assert (code, loaded, sdk.configs) == (1, [], [])
+    (line,) = [line for line in lines if line["level"] == "ERROR"]
+    assert told in line["message"]
+    assert "traceback" not in line
+
+
+def test_the_steps_of_a_start_are_in_the_log_and_in_the_numbers():
+    def timed(settings, tools):
+        tools.timed("kernels", lambda: None)
+        timed.metrics = tools.metrics
+        return ready(settings, tools)
+
+    _, _, lines, _ = begin({}, prepare=timed)
+    assert [line["step"] for line in lines if line["event"] == "start.step"] == ["kernels"]
+    assert 'xicon_start_step_seconds{step="kernels"}' in timed.metrics.numbers()
+
+
+def test_weights_are_read_before_torch_is_imported(tmp_path):
+    """The first complete mode in the order of loading; its bytes come into the page cache."""
+    import subprocess
+    import sys
+
+    code = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from xicon_infer import worker_start
+from xicon_infer.settings import read_settings
+from xicon_infer.weights import warmup
+from xicon_infer.weights.manifest import files_for
+
+folder = Path({str(tmp_path)!r})
+for entry in files_for("wan_t2v", "1.3b"):
+    path = folder / entry.names[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+seen = []
+warmup.warm_files = lambda paths: seen.append((paths, "torch" in sys.modules))
+env = {{"XICON_MODELS_DIR": str(folder), "XICON_PRESET": "1.3b"}}
+worker_start._read_ahead(read_settings(env))
+(paths, torch), = seen
+assert not torch
+assert len(paths) == len(files_for("wan_t2v", "1.3b")), paths
+worker_start._read_ahead(read_settings(env | {{"XICON_PRESET": "tiny"}}))
+assert len(seen) == 1, "the tiny preset has no files"
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_on_the_platform_weights_are_always_needed(tmp_path, monkeypatch):

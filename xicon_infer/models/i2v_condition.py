@@ -166,22 +166,6 @@ def build_condition(
     return torch.cat([mask, latents])
 
 
-def add_noise(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Returns images with gaussian noise of that standard deviation, for more motion.
-
-    Pixels of exactly -1 (black, or outside a mask) stay as they are.
-
-    Args:
-        images: [3, n, H, W] in [-1, 1].
-        strength: 0 or more; 0 changes nothing.
-        generator: on the CPU, so that the noise does not depend on the device.
-
-    Source: rookiestar28/ComfyUI-WanVideoWrapper: utils.py. Differs: seeded.
-    """
-    noise = torch.randn(images.shape, generator=generator).to(images) * strength
-    return torch.where(images == -1, images, images + noise)
-
-
 def _encode_images(
     encode: Encode, images: I2VImages, num_frames: int, look_back: int | None
 ) -> Tensor:

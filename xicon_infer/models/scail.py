@@ -23,7 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from xicon_infer.errors import InvalidRequest
-from xicon_infer.models.wan import WAN_I2V_14B, Context, WanConfig, WanTransformer, patchify
+from xicon_infer.models.passes import Reuse, TimeEmbedding
+from xicon_infer.models.wan import (
+    WAN_I2V_14B,
+    Context,
+    WanConfig,
+    WanTransformer,
+    patchify,
+)
 from xicon_infer.ops.rope import Rope, concat_rope, grid_rope
 
 POSE_COLUMN_OFFSET = 120
@@ -83,22 +90,25 @@ class ScailTransformer(WanTransformer):
     def forward(  # type: ignore[override]
         self,
         latents: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | TimeEmbedding,
         context: Context,
         *,
         reference: Tensor | None = None,
         pose: Tensor | None = None,
         positions: PosePositions | None = None,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """Returns the velocity of the noise frames, float32 [B, 16, T, H, W].
 
         Args:
             latents: noisy latents float32 [B, 16, T, H, W]; H and W multiples of 4 with a pose.
-            timestep: [B], 0 to 1000; the same for all parts of the sequence.
+            timestep: [B], 0 to 1000; the same for all parts of the sequence. Or its embedding of
+                batch B or 1, made before.
             context: as `encode_context` gives it.
             reference: as `embed_reference` gives it, or None where it is not active.
             pose: as `embed_pose` gives it for the same T frames, or None where not active.
             positions: position rule of the pose tokens; the official one if None.
+            reuse: may give the result of the blocks without running them.
 
         Raises:
             InvalidRequest: the pose does not have the frames or the size of the noise.
@@ -118,8 +128,8 @@ class ScailTransformer(WanTransformer):
             ("scail", *layout), lambda: scail_rope(self.config.head_dim, *layout)
         )
         keep = slice(start, start + grid[0] * grid[1] * grid[2])
-        time = self.embed_time(timestep)
-        values = self.run_blocks(torch.cat(parts, dim=1), time, rope, context, keep)
+        time = self.time_of(timestep, len(latents))
+        values = self.run_blocks(torch.cat(parts, dim=1), time, rope, context, keep, reuse)
         return self.unpatchify(values, grid)
 
 

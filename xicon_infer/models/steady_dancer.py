@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from xicon_infer.errors import InvalidRequest
+from xicon_infer.models.passes import Reuse, TimeEmbedding
 from xicon_infer.models.steady_dancer_layers import DynamicConv, PoseAlignment, motion_module
 from xicon_infer.models.wan import (
     WAN_I2V_14B,
@@ -127,19 +128,21 @@ class SteadyDancerTransformer(WanTransformer):
     def forward(
         self,
         latents: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | TimeEmbedding,
         context: Context,
         condition: Tensor | None = None,
         *,
+        reuse: Reuse | None = None,
         pose: PoseSignal | None = None,
     ) -> Tensor:
         """Returns the velocity of the video frames, float32 [B, 16, T, H, W].
 
         Args:
             latents: noisy latents float32 [B, 16, T, H, W]; H and W even.
-            timestep: [B], 0 to 1000.
+            timestep: [B], 0 to 1000; or its embedding of batch B or 1, made before.
             context: as `encode_context` gives it.
             condition: mask and start image [B or 1, 20, T, H, W].
+            reuse: may give the result of the blocks without running them.
             pose: of the same T frames, batch B or 1, or None where it does not act.
 
         Raises:
@@ -149,7 +152,7 @@ class SteadyDancerTransformer(WanTransformer):
         if condition is not None:
             condition = condition.to(latents).expand(len(latents), -1, -1, -1, -1)
         if pose is None or condition is None:
-            return super().forward(latents, timestep, context, condition)
+            return super().forward(latents, timestep, context, condition, reuse=reuse)
         _check_pose(pose, latents)
         stacked = torch.cat((latents, condition), dim=1)
         frames, rows, columns = self.token_grid(stacked)
@@ -161,7 +164,8 @@ class SteadyDancerTransformer(WanTransformer):
         appended = [part.expand(len(latents), -1, -1) for part in (pose.reference, pose.first_pose)]
         tokens = torch.cat((video.to(self.dtype), *appended), dim=1)
         keep = slice(0, frames * rows * columns)
-        values = self.run_blocks(tokens, self.embed_time(timestep), rope, context, keep)
+        time = self.time_of(timestep, len(latents))
+        values = self.run_blocks(tokens, time, rope, context, keep, reuse)
         return self.unpatchify(values, (frames, rows, columns))
 
     def align_pose(self, fused: Tensor, latents: Tensor) -> Tensor:

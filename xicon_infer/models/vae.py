@@ -12,11 +12,12 @@ original ones, so official checkpoints load as they are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from xicon_infer.errors import WeightsError
+from xicon_infer.errors import BackendUnavailable, WeightsError
 from xicon_infer.models.vae_config import (
     LATENT_MEANS,
     LATENT_STDS,
@@ -27,82 +28,13 @@ from xicon_infer.models.vae_config import (
     latent_groups,
     refuse,
 )
-from xicon_infer.models.vae_layers import (
-    AttentionBlock,
-    CausalConv3d,
-    ChannelNorm,
-    Downsample,
-    ResidualBlock,
-    State,
-    Upsample,
-    layer,
-    pointwise,
-)
+from xicon_infer.models.vae_layers import CausalConv3d, Scratch, State, pointwise
+from xicon_infer.models.vae_networks import Decoder, Encoder
+from xicon_infer.ops.vae_kernels import MAX_CHANNELS, why_not_fused
+
+Kernels = Literal["auto", "eager", "triton"]
 
 __all__ = ["VAEConfig", "WanVAE", "config_from_shapes", "join_frames"]
-
-
-class Encoder(nn.Module):
-    """[B, F, H, W, 3] -> [B, T, h, w, 2z]: mean and log-variance, before `conv1`.
-
-    Args:
-        config: the sizes.
-    """
-
-    def __init__(self, config: VAEConfig) -> None:
-        super().__init__()
-        self.conv1 = CausalConv3d(3, config.dim, (3, 3, 3))
-        blocks: list[nn.Module] = []
-        channels = config.dim
-        for level, width in enumerate(config.widths):
-            for _ in range(config.num_res_blocks):
-                blocks.append(ResidualBlock(channels, width))
-                channels = width
-            if level < len(config.temporal_downsample):
-                blocks.append(Downsample(width, config.temporal_downsample[level]))
-        self.downsamples = nn.Sequential(*blocks)
-        self.middle = _middle(channels)
-        self.head = _head(channels, 2 * config.z_dim)
-
-    def forward(self, x: Tensor, state: State) -> Tensor:
-        """Returns the moments of the next frames of a video; one frame in the first call."""
-        x = self.conv1(self.conv1.window(x, state), state)
-        for block in self.downsamples:
-            x = block(x, state)
-        return _run_head(self.head, _run_middle(self.middle, x, state), state)
-
-
-class Decoder(nn.Module):
-    """[B, T, h, w, z] -> [B, F, H, W, 3], after `conv2`.
-
-    Args:
-        config: the sizes.
-    """
-
-    def __init__(self, config: VAEConfig) -> None:
-        super().__init__()
-        widths = config.widths[::-1]
-        temporal = config.temporal_downsample[::-1]
-        self.conv1 = CausalConv3d(config.z_dim, widths[0], (3, 3, 3))
-        self.middle = _middle(widths[0])
-        blocks: list[nn.Module] = []
-        channels = widths[0]
-        for level, width in enumerate(widths):
-            for _ in range(config.num_res_blocks + 1):
-                blocks.append(ResidualBlock(channels, width))
-                channels = width
-            if level < len(temporal):
-                blocks.append(Upsample(width, temporal[level]))
-                channels = width // 2
-        self.upsamples = nn.Sequential(*blocks)
-        self.head = _head(channels, 3)
-
-    def forward(self, x: Tensor, state: State) -> Tensor:
-        """Returns the pixels of the next latent frames; one latent frame in the first call."""
-        x = _run_middle(self.middle, self.conv1(self.conv1.window(x, state), state), state)
-        for block in self.upsamples:
-            x = block(x, state)
-        return _run_head(self.head, x, state)
 
 
 class WanVAE(nn.Module):
@@ -114,6 +46,9 @@ class WanVAE(nn.Module):
         stds: z numbers; None for the published ones or ones.
         fast: the order of computation, see `vae_layers`; None is fast anywhere but on the CPU, so
             that the CPU reproduces the reference.
+        kernels: what the fast order runs between convolutions: "triton" the kernels of
+            `ops.vae_kernels`, "eager" plain operations, "auto" the kernels on a GPU where they
+            agree with the plain operations.
 
     Raises:
         InvalidRequest: when means or stds are not z numbers.
@@ -128,6 +63,7 @@ class WanVAE(nn.Module):
         means: Iterable[float] | None = None,
         stds: Iterable[float] | None = None,
         fast: bool | None = None,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         self.config = config or VAEConfig()
@@ -138,16 +74,49 @@ class WanVAE(nn.Module):
         for name, values in (("means", self.means), ("stds", self.stds)):
             if len(values) != z_dim:
                 refuse(name, values, f"{z_dim} numbers, one per latent channel")
-        self.fast = fast
+        self.fast, self.kernels = fast, kernels
         self.encoder = Encoder(self.config)
         self.conv1 = nn.Conv3d(2 * z_dim, 2 * z_dim, 1)
         self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
         self.decoder = Decoder(self.config)
 
-    def begin(self) -> State:
-        """Returns the state of a new video, for `encode_step` or `decode_step` (not for both)."""
-        device = self.conv2.weight.device.type
-        return State(fast=device != "cpu" if self.fast is None else self.fast)
+    def begin(self, scratch: Scratch | None = None) -> State:
+        """Returns the state of a new video, for `encode_step` or `decode_step` (not for both).
+
+        Args:
+            scratch: shared with other videos, if they are never computed at the same time.
+
+        Raises:
+            BackendUnavailable: kernels "triton" do not run here; says why.
+        """
+        fast = self.conv2.weight.device.type != "cpu" if self.fast is None else self.fast
+        fused = fast and not self.why_not_fused()
+        return State(fast=fast, fused=fused, scratch=scratch or Scratch())
+
+    def why_not_fused(self, device: torch.device | None = None) -> str:
+        """Returns "" if the fast order runs kernels of its own, else why it does not.
+
+        Args:
+            device: where it will run; None for where the weights are.
+
+        Raises:
+            BackendUnavailable: as in `begin`.
+        """
+        device, dtype = device or self.conv2.weight.device, self.conv2.weight.dtype
+        if self.kernels == "eager":
+            return "plain operations were asked for"
+        if self.kernels == "auto" and device.type != "cuda":
+            return "needs a CUDA device"
+        if max(self.config.widths) > MAX_CHANNELS:
+            reason = f"the kernels take {MAX_CHANNELS} channels, the model has more"
+        else:
+            reason = why_not_fused(device, dtype)
+        if reason and self.kernels == "triton":
+            raise BackendUnavailable(
+                f"kernels 'triton' do not run in the VAE on {device}: {reason}; use 'auto'",
+                field="kernels",
+            )
+        return reason
 
     def to_channels_last(self) -> WanVAE:
         """Stores the convolution weights in the layout of the activations; returns self.
@@ -355,26 +324,3 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> VAEConfig:
             field="vae",
         )
     return config
-
-
-def _middle(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        ResidualBlock(channels, channels),
-        AttentionBlock(channels),
-        ResidualBlock(channels, channels),
-    )
-
-
-def _head(channels: int, out_channels: int) -> nn.Sequential:
-    # Index 1 is the activation, which holds no parameters; it keeps the names right.
-    conv = CausalConv3d(channels, out_channels, (3, 3, 3))
-    return nn.Sequential(ChannelNorm(channels), nn.SiLU(), conv)
-
-
-def _run_middle(middle: nn.Sequential, x: Tensor, state: State) -> Tensor:
-    return middle[2](middle[1](middle[0](x, state), state), state)
-
-
-def _run_head(head: nn.Sequential, x: Tensor, state: State) -> Tensor:
-    conv = layer(head, 2, CausalConv3d)
-    return conv(conv.window(x, state, layer(head, 0, ChannelNorm)), state)

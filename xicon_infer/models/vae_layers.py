@@ -7,47 +7,30 @@ videos can be encoded in turns. For inference only: several steps work in place.
 are those of the original checkpoint.
 
 Every layer can compute in two orders, chosen by the state. Fast: channels last in memory, no work
-on zeros, doubling folded into its convolution. Otherwise: the reference's own order, whose float32
-results are those of Wan-Video/Wan2.1 bit for bit on the same machine. They differ by rounding only
-(1e-12 in float64), but a small random VAE turns one rounding into 1e-5.
+on zeros, doubling folded into its convolution, what lies between the convolutions in one pass each
+(`ops.vae_kernels`). Otherwise: the reference's own order, whose float32 results are those of
+Wan-Video/Wan2.1 bit for bit on the same machine. They differ by rounding only (1e-12 in float64),
+but a small random VAE turns one rounding into 1e-5.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xicon_infer.models.vae_state import Scratch as Scratch
+from xicon_infer.models.vae_state import State as State
+from xicon_infer.models.vae_state import channels_last, channels_second
+from xicon_infer.ops.vae_kernels import add_bias, channel_norm, fill_window, interleave
+
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 # Scores of one attention call, rows x columns: 256 MiB in float32. Only the fallback kernel ever
 # stores them; 480x832 needs 39 M for one frame.
 MAX_SCORES = 2**26
-
-
-@dataclass
-class State:
-    """What the layers know of one video.
-
-    fast: the order of computation, see the module. kept: the last input frames of each causal
-    convolution, [B, keep, H, W, C]; empty before the video.
-    """
-
-    fast: bool
-    kept: dict[nn.Module, Tensor] = field(default_factory=dict, repr=False)
-
-    def blank(self, like: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Returns an unset tensor [N, ..., C] in the memory order of this state."""
-        if self.fast:
-            return like.new_empty(size)
-        return _channels_last(like.new_empty(size[0], size[-1], *size[1:-1]))
-
-    def arrange(self, x: Tensor) -> Tensor:
-        """Returns x [N, ..., C] in the memory order of this state; a copy only if needed."""
-        return x.contiguous() if self.fast else _channels_last(_channels_second(x).contiguous())
 
 
 def layer(layers: nn.Sequential, index: int, kind: type[_Layer]) -> _Layer:
@@ -72,29 +55,27 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * dims))
 
-    def forward(self, x: Tensor, state: State, out: Tensor | None = None) -> Tensor:
-        """Returns the normed x, [..., C].
+    @property
+    def gain(self) -> Tensor:
+        """Returns the gain of each channel, [C]."""
+        return self.gamma.flatten()
 
-        Args:
-            x: [..., C].
-            state: of this video.
-            out: where to write it, of the shape and dtype of x; a new tensor if None.
-        """
-        gain, scale = self.gamma.flatten(), x.shape[-1] ** 0.5
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        """Returns the normed x, [..., C]."""
+        if state.fast:
+            return channel_norm(x, self.gain)
         wide = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         # 1e-12 is the reference's guard against a division by zero.
-        normed = torch.div(x, norm.clamp_min_(1e-12), out=out).to(x.dtype)
-        if state.fast:
-            return normed.mul_(gain * scale)
-        return normed.mul_(scale).mul_(gain)
+        normed = torch.div(x, norm.clamp_min_(1e-12)).to(x.dtype)
+        return normed.mul_(x.shape[-1] ** 0.5).mul_(self.gain)
 
 
 def pointwise(x: Tensor, conv: nn.Conv2d | nn.Conv3d, state: State) -> Tensor:
     """Returns a convolution without extent in space and time, [N, ..., C_out] for [N, ..., C]."""
     if state.fast:
         return F.linear(x, conv.weight.flatten(1), conv.bias)
-    return _channels_last(conv(_channels_second(x)))
+    return channels_last(conv(channels_second(x)))
 
 
 class CausalConv3d(nn.Module):
@@ -120,7 +101,13 @@ class CausalConv3d(nn.Module):
         self.keep = kernel[0] - stride
         self.border = (kernel[1] // 2, kernel[2] // 2)
 
-    def window(self, x: Tensor, state: State, norm: ChannelNorm | None = None) -> Tensor:
+    def window(
+        self,
+        x: Tensor,
+        state: State,
+        norm: ChannelNorm | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Returns [remembered frames | x], and remembers its last frames in their place.
 
         Args:
@@ -128,13 +115,27 @@ class CausalConv3d(nn.Module):
             state: of this video. With nothing remembered the past is zeros; the fast order then
                 returns a single first frame alone, since zeros add nothing.
             norm: if given, x becomes silu(norm(x)) on the way.
+            bias: [C], added to x before; in the fast order only.
 
         Returns:
             [B, keep + T, H, W, C], or [B, 1, H, W, C] for a single first frame. The reference's
             order has a border of zeros in it, which the fast one leaves to the convolution.
         """
         batch, frames, height, width, channels = x.shape
-        down, across = (0, 0) if state.fast else self.border
+        if not state.fast:
+            return self._bordered(x, state, norm)
+        first = self not in state.kept
+        if first:
+            state.kept[self] = x.new_zeros(batch, self.keep, height, width, channels)
+        window = state.blank(x, (batch, self.keep + frames, height, width, channels))
+        gain = None if norm is None else norm.gain
+        fill_window(x, gain, bias, state.kept[self], window, fused=state.fused)
+        return window[:, self.keep :] if first and frames == 1 else window
+
+    def _bordered(self, x: Tensor, state: State, norm: ChannelNorm | None) -> Tensor:
+        """Returns the window of the reference's order."""
+        batch, frames, height, width, channels = x.shape
+        down, across = self.border
         size = (batch, self.keep + frames, height + 2 * down, width + 2 * across, channels)
         window = state.blank(x, size)
         if down or across:
@@ -145,28 +146,24 @@ class CausalConv3d(nn.Module):
             inner[:, : self.keep] = 0
         else:
             inner[:, : self.keep] = kept
-        new = inner[:, self.keep :]
-        if norm is None:
-            new.copy_(x)
-        elif state.fast:
-            F.silu(norm(x, state, new), inplace=True)
-        else:
-            # torch rounds the exponential of short rows and of long ones differently.
-            new.copy_(F.silu(norm(x, state), inplace=True))
+        # torch rounds the exponential of short rows and of long ones differently.
+        new = x if norm is None else F.silu(norm(x, state), inplace=True)
+        inner[:, self.keep :].copy_(new)
         if kept is None:
             state.kept[self] = inner[:, -self.keep :].clone()
-            return new if state.fast and frames == 1 else window
-        kept.copy_(inner[:, -self.keep :])
+        else:
+            kept.copy_(inner[:, -self.keep :])
         return window
 
-    def forward(self, window: Tensor, state: State) -> Tensor:
-        """Returns [B, T / stride, H, W, C_out] for a `window`."""
+    def forward(self, window: Tensor, state: State, *, biased: bool = True) -> Tensor:
+        """Returns [B, T / stride, H, W, C_out] for a `window`; without the bias if not `biased`."""
         # A window shorter than the kernel lacks its oldest frames, which are zeros: the taps that
         # would meet them are dropped. This saves two thirds of the work of every first frame.
         weight = self.weight[:, :, -window.shape[1] :]
         padding = (0, *self.border) if state.fast else 0
-        out = F.conv3d(_channels_second(window), weight, self.bias, self.stride, padding)
-        return _channels_last(out)
+        bias = self.bias if biased else None
+        out = F.conv3d(channels_second(window), weight, bias, self.stride, padding)
+        return channels_last(out)
 
 
 class ResidualBlock(nn.Module):
@@ -195,11 +192,16 @@ class ResidualBlock(nn.Module):
         """Returns [B, T, H, W, C_out] for x [B, T, H, W, C]."""
         conv1 = layer(self.residual, 2, CausalConv3d)
         conv2 = layer(self.residual, 6, CausalConv3d)
-        y = conv1(conv1.window(x, state, layer(self.residual, 0, ChannelNorm)), state)
-        window = conv2.window(y, state, layer(self.residual, 3, ChannelNorm))
+        # A kernel adds a bias where it passes anyway; a convolution makes a pass of its own of it.
+        biased = not state.fused
+        window = conv1.window(x, state, layer(self.residual, 0, ChannelNorm))
+        y = conv1(window, state, biased=biased)
+        late = None if biased else conv1.bias
+        window = conv2.window(y, state, layer(self.residual, 3, ChannelNorm), late)
         del y  # as large as the output: free it before the output is made
-        y = conv2(window, state)
-        return y.add_(x if self.shortcut is None else pointwise(x, self.shortcut, state))
+        y = conv2(window, state, biased=biased)
+        other = x if self.shortcut is None else pointwise(x, self.shortcut, state)
+        return add_bias(y, None if biased else conv2.bias, other, fused=state.fused)
 
 
 class AttentionBlock(nn.Module):
@@ -227,7 +229,7 @@ class AttentionBlock(nn.Module):
         out = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in parts], dim=2)
         # The strides that this leaves on a single frame decide which kernel projects it.
         images = out.squeeze(1).transpose(1, 2).reshape(number, channels, height, width)
-        return pointwise(_channels_last(images), self.proj, state).reshape(x.shape).add_(x)
+        return pointwise(channels_last(images), self.proj, state).reshape(x.shape).add_(x)
 
 
 class Downsample(nn.Module):
@@ -254,7 +256,7 @@ class Downsample(nn.Module):
         padded[:, -1] = 0
         padded[:, :, -1] = 0
         padded[:, :-1, :-1] = x.flatten(0, 1)
-        y = _channels_last(self.resample(_channels_second(padded)))
+        y = channels_last(self.resample(channels_second(padded)))
         y = y.reshape(batch, frames, height // 2, width // 2, channels)
         if self.time_conv is None:
             return y
@@ -285,13 +287,16 @@ class Upsample(nn.Module):
         """Returns [B, T or 2T, 2H, 2W, C/2] for x [B, T, H, W, C]; T is 1 in the first call."""
         if self.time_conv is not None:
             x = self._double_frames(x, self.time_conv, state)
-        frames = _channels_second(state.arrange(x.flatten(0, 1)))
+        frames = channels_second(state.arrange(x.flatten(0, 1)))
         conv = layer(self.resample, 1, nn.Conv2d)
         if state.fast:
-            y = F.conv_transpose2d(frames, fold_doubling(conv.weight), conv.bias, 2, 1)
+            weight = state.changed(conv, fold_doubling)
+            bias = None if state.fused else conv.bias
+            y = channels_last(F.conv_transpose2d(frames, weight, bias, 2, 1))
+            y = add_bias(y, conv.bias if state.fused else None, None, fused=state.fused)
         else:
             y = conv(F.interpolate(frames, scale_factor=2, mode="nearest-exact"))
-        y = _channels_last(y)
+            y = channels_last(y)
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
     def _double_frames(self, x: Tensor, conv: CausalConv3d, state: State) -> Tensor:
@@ -299,7 +304,11 @@ class Upsample(nn.Module):
         if conv not in state.kept:
             state.kept[conv] = x.new_zeros(batch, conv.keep, *size, channels)
             return x
-        pairs = conv(conv.window(x, state), state)
+        pairs = conv(conv.window(x, state), state, biased=not state.fused)
+        if state.fast:
+            doubled = state.blank(x, (batch, 2 * frames, *size, channels))
+            interleave(pairs, conv.bias if state.fused else None, doubled, fused=state.fused)
+            return doubled
         doubled = state.blank(x, (batch, 2 * frames, *size, channels))
         # The two halves of the channels are the two frames, earlier one first.
         doubled[:, ::2] = pairs[..., :channels]
@@ -324,13 +333,3 @@ def fold_doubling(weight: Tensor) -> Tensor:
     flipped = weight.flip(2, 3)
     summed = F.avg_pool2d(flipped, 2, stride=1, padding=1, divisor_override=1)
     return summed.transpose(0, 1)
-
-
-def _channels_second(x: Tensor) -> Tensor:
-    """Returns the [N, C, ...] view that torch's convolutions ask for."""
-    return x.movedim(-1, 1)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Returns the [N, ..., C] view of a convolution's output."""
-    return x.movedim(1, -1)

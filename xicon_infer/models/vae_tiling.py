@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xicon_infer.models.vae import WanVAE, join_frames
 from xicon_infer.models.vae_config import check_latents, frame_groups, latent_groups, refuse
-from xicon_infer.models.vae_layers import State
+from xicon_infer.models.vae_layers import Scratch, State
 from xicon_infer.types import SPATIAL_STRIDE
 
 
@@ -200,6 +200,7 @@ def _plan(
     row_ramp = (tiles.height - tiles.stride_height) * out
     column_ramp = (tiles.width - tiles.stride_width) * out
     total = torch.zeros(height * out, width * out)
+    scratch = Scratch()  # the tiles are computed one after the other
     plan = []
     for row in rows:
         down = _ramps(row, height, out, row_ramp)
@@ -209,7 +210,7 @@ def _plan(
             share = torch.minimum(down[:, None], across[None, :])
             total[target] += share
             source = (_scaled(row, into), _scaled(column, into))
-            plan.append(_Tile(source, target, share, vae.begin()))
+            plan.append(_Tile(source, target, share, vae.begin(scratch)))
     for tile in plan:
         tile.share = (tile.share / total[tile.target]).to(vae.conv2.weight.device)
     return plan

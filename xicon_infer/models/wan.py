@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xicon_infer.errors import InvalidRequest
+from xicon_infer.models.passes import Reuse, TimeEmbedding
 from xicon_infer.models.wan_layers import (
     Block,
     CrossContext,
@@ -33,6 +35,8 @@ from xicon_infer.models.wan_layers import (
     split_heads,
 )
 from xicon_infer.ops.attention import Backend, choose_backend, kernel_context
+from xicon_infer.ops.attention_choice import Choice, Pair, choose_attention, work_of
+from xicon_infer.ops.fused_choice import Kernels, choose_kernels
 from xicon_infer.ops.rope import Rope, grid_rope
 
 TIME_SCALE = 10000.0
@@ -116,6 +120,9 @@ class WanTransformer(nn.Module):
         if config.image_dim is not None:
             self.img_emb = ImageProjection(config.image_dim, dim, config.image_positions)
         self.attention_request = "auto"
+        self.attention_folder: Path | None = None
+        self.attention_choices: dict[int, Choice] = {}
+        self.kernels_request = "auto"
         self._rope_cache: dict[tuple[object, ...], Rope] = {}
 
     @property
@@ -135,8 +142,28 @@ class WanTransformer(nn.Module):
 
     @property
     def backend(self) -> Backend:
-        """Returns the attention kernel in use, chosen once per device and dtype."""
+        """Returns the kernel of self-attention: of the last pass, or before one the first to try.
+
+        Raises:
+            BackendUnavailable: the kernel asked for does not run here.
+        """
+        if self.attention_choices:
+            return list(self.attention_choices.values())[-1].kernels.self_attn
         return choose_backend(self.attention_request, self.device, self.dtype, self.config.head_dim)
+
+    def attention_for(self, tokens: Tensor, context: Context) -> Pair:
+        """Returns the attention kernels of a pass over tokens [B, L, D]; timed once per length."""
+        keys = (context[0].k, context[0].k_image)
+        work = work_of(tokens, self.config.num_heads, [k for k in keys if k is not None])
+        choice = choose_attention(self.attention_request, work, self.attention_folder)
+        self.attention_choices.pop(tokens.shape[1], None)  # the last pass stands last
+        self.attention_choices[tokens.shape[1]] = choice
+        return choice.kernels
+
+    @property
+    def kernels(self) -> Kernels:
+        """Returns what runs between the products of a block, chosen once per device and dtype."""
+        return choose_kernels(self.kernels_request, self.device, self.dtype).kernels
 
     def fuse_projections(self) -> None:
         """Fuses q, k and v of every self-attention into one product. Results stay the same."""
@@ -167,10 +194,9 @@ class WanTransformer(nn.Module):
                 f"both, got {image.shape[1]}; give the last picture too",
                 field="end_image",
             )
-        with kernel_context(self.backend):
-            text_states = self.embed_text(text)
-            image_states = None if image is None else self.img_emb(image.to(self.device))
-            return [block.cross_attn.project(text_states, image_states) for block in self.layers]
+        text_states = self.embed_text(text)
+        image_states = None if image is None else self.img_emb(image.to(self.device))
+        return [block.cross_attn.project(text_states, image_states) for block in self.layers]
 
     def embed_text(self, text: list[Tensor]) -> Tensor:
         """Returns the projected text [B, text_len, D] of unpadded states [L_i, text_dim]."""
@@ -182,8 +208,10 @@ class WanTransformer(nn.Module):
         )
         return self.text_embedding(padded.to(self.device, self.dtype))
 
-    def embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_time(self, timestep: Tensor) -> TimeEmbedding:
         """Returns the time embedding [B, D] and its projection [B, 6, D], float32.
+
+        All steps of a run at once, as a batch, make one small product instead of one per step.
 
         Args:
             timestep: [B], 0 to 1000.
@@ -197,7 +225,13 @@ class WanTransformer(nn.Module):
         embedding = second(F.silu(first(waves)))
         projected = split_heads(self.time_projection(embedding), 6)
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return embedding.to(wide), projected.to(wide)
+        return TimeEmbedding(embedding.to(wide), projected.to(wide))
+
+    def time_of(self, timestep: Tensor | TimeEmbedding, batch: int) -> TimeEmbedding:
+        """Returns the embedding of a timestep, or the one that was made before, of a batch."""
+        if isinstance(timestep, Tensor):
+            return self.embed_time(timestep)
+        return TimeEmbedding(*(part.expand(batch, *part.shape[1:]) for part in timestep))
 
     def embed_patches(self, latents: Tensor) -> Tensor:
         """Returns tokens [B, L, D], ordered T, H, W, from latents [B, in_dim, T, H, W]."""
@@ -210,6 +244,7 @@ class WanTransformer(nn.Module):
         rope: Rope,
         context: Context,
         keep: slice,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """Returns the patch values [B, kept tokens, p] float32 of the tokens in `keep`.
 
@@ -219,14 +254,26 @@ class WanTransformer(nn.Module):
             rope: table of the L tokens.
             context: as `encode_context` gives it.
             keep: the tokens to predict.
+            reuse: may give the result of the blocks without running them.
         """
-        backend = self.backend
+        kernels = self.kernels
         embedding, projection = time
+        # Not sliced without a cache: a view would hold all tokens while the blocks run.
+        entering = None if reuse is None else tokens[:, keep]
+        if reuse is not None and entering is not None:
+            leaving = reuse.recall(entering)
+            if leaving is not None:
+                return self.head(leaving, embedding)
         last = len(self.blocks) - 1
-        with kernel_context(backend):
+        pair = self.attention_for(tokens, context)
+        with kernel_context(*pair):
             for index, (block, cross) in enumerate(zip(self.layers, context, strict=True)):
                 kept = keep if index == last else slice(None)
-                tokens = block(tokens, projection, rope, cross, backend, kept)
+                block.kernels = kernels
+                block.cross_attn.kernel = pair.cross
+                tokens = block(tokens, projection, rope, cross, pair.self_attn, kept)
+        if reuse is not None and entering is not None:
+            reuse.keep(entering, tokens)
         return self.head(tokens, embedding)
 
     def unpatchify(self, values: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -240,17 +287,20 @@ class WanTransformer(nn.Module):
     def forward(
         self,
         latents: Tensor,
-        timestep: Tensor,
+        timestep: Tensor | TimeEmbedding,
         context: Context,
         condition: Tensor | None = None,
+        *,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         """Returns the velocity, float32 [B, 16, T, H, W].
 
         Args:
             latents: noisy latents float32 [B, 16, T, H, W]; H and W even.
-            timestep: [B], 0 to 1000.
+            timestep: [B], 0 to 1000; or its embedding of batch B or 1, made before.
             context: as `encode_context` gives it.
             condition: image-to-video channels [B, 20, T, H, W] (4 mask, 16 image), or None.
+            reuse: may give the result of the blocks without running them.
 
         Raises:
             InvalidRequest: the channels or the grid do not fit the model.
@@ -258,8 +308,10 @@ class WanTransformer(nn.Module):
         stacked = latents if condition is None else torch.cat((latents, condition), dim=1)
         grid = self.token_grid(stacked)
         rope = self.cached_rope(("plain", *grid), lambda: plain_rope(grid, self.config.head_dim))
-        time = self.embed_time(timestep)
-        values = self.run_blocks(self.embed_patches(stacked), time, rope, context, slice(None))
+        time = self.time_of(timestep, len(latents))
+        values = self.run_blocks(
+            self.embed_patches(stacked), time, rope, context, slice(None), reuse
+        )
         return self.unpatchify(values, grid)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
@@ -282,23 +334,6 @@ class WanTransformer(nn.Module):
         if full_key not in self._rope_cache:
             self._rope_cache[full_key] = build().to(self.device)
         return self._rope_cache[full_key]
-
-
-def stack_contexts(first: Context, second: Context) -> Context:
-    """Returns the contexts of two batches as that of one, [B1 + B2, S, heads, head_dim] each."""
-
-    def joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else torch.cat((a, b))
-
-    return [
-        CrossContext(
-            torch.cat((a.k, b.k)),
-            torch.cat((a.v, b.v)),
-            joined(a.k_image, b.k_image),
-            joined(a.v_image, b.v_image),
-        )
-        for a, b in zip(first, second, strict=True)
-    ]
 
 
 def plain_rope(grid: tuple[int, int, int], head_dim: int) -> Rope:

@@ -7,6 +7,9 @@ The keys and values of cross-attention depend on the prompt and the image alone,
 or the step. They are computed once by `CrossAttention.project` and passed in: that is a quarter
 of all block weights that the sampling loop never touches.
 
+A block runs in one of two ways (`Block.kernels`): step by step in PyTorch, which torch.compile can
+take as one graph, or with the kernels of `xicon_infer.ops.fused` between its products.
+
 Shape letters: B batch, L tokens, S context tokens, D model width, H heads.
 """
 
@@ -18,7 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xicon_infer.ops import fused
 from xicon_infer.ops.attention import Backend, attention
+from xicon_infer.ops.fused_choice import Kernels, compiled
+from xicon_infer.ops.linear import Fp8Linear, QuantizedRows, takes_rows
+from xicon_infer.ops.linear_fuse import fuse_linears
 from xicon_infer.ops.rope import Rope, apply_rope
 
 IMAGE_NORM_EPS = 1e-5
@@ -48,6 +55,10 @@ class RMSNorm(nn.Module):
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale * self.weight).to(x.dtype)
 
+    def turned(self, x: Tensor, heads: int, rope: Rope | None) -> Tensor:
+        """Returns the normed heads [B, L, H, head_dim] of [B, L, D], turned, in one kernel."""
+        return fused.norm_rope(x, self.weight, self.eps, heads, rope)
+
 
 class SelfAttention(nn.Module):
     """Attention over all tokens, RoPE on queries and keys."""
@@ -58,28 +69,34 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
-        self.qkv: nn.Linear | None = None
+        self.qkv: nn.Linear | Fp8Linear | None = None
+
+    @property
+    def inputs(self) -> tuple[nn.Module, ...]:
+        """Returns the layers that read the tokens: q, k and v, or the fused one."""
+        return (self.q, self.k, self.v) if self.qkv is None else (self.qkv,)
 
     def fuse(self) -> None:
         """Replaces q, k and v by one linear layer `qkv`: one large product instead of three.
 
-        Call it after loading; LoRA side paths must be merged before. Only plain layers of one
-        dtype can be fused.
+        Call it after loading; LoRA side paths must be merged before. Layers in fp8 get a scale per
+        row, which changes no weight.
 
         Raises:
-            TypeError: a projection is not a plain `nn.Linear`.
+            TypeError: the projections are not of one kind (`xicon_infer.ops.linear_fuse`).
         """
-        parts = (self.q, self.k, self.v)
-        if any(type(part) is not nn.Linear for part in parts):
-            raise TypeError("only plain linear layers can be fused; merge LoRAs first")
-        dim = self.q.in_features
-        fused = nn.Linear(dim, 3 * dim, device="meta")
-        fused.weight = nn.Parameter(torch.cat([p.weight for p in parts]), requires_grad=False)
-        fused.bias = nn.Parameter(torch.cat([p.bias for p in parts]), requires_grad=False)
-        self.qkv = fused
+        self.qkv = fuse_linears(self.inputs)
         del self.q, self.k, self.v
 
-    def forward(self, x: Tensor, rope: Rope, backend: Backend, keep: slice) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        rope: Rope,
+        backend: Backend,
+        keep: slice,
+        *,
+        kernels: Kernels = "eager",
+    ) -> Tensor:
         """Returns the attended tokens of the slice `keep`; every token serves as key.
 
         Args:
@@ -87,16 +104,21 @@ class SelfAttention(nn.Module):
             rope: table of the L tokens.
             backend: attention kernel.
             keep: the tokens whose output is wanted.
+            kernels: what runs between the products.
         """
         if self.qkv is not None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
             q = q[:, keep]
         else:
-            q, k, v = self.q(x[:, keep]), self.k(x), self.v(x)
-        q, k, v = (
-            split_heads(part, self.num_heads) for part in (self.norm_q(q), self.norm_k(k), v)
-        )
-        q = apply_rope(q, Rope(rope.cos[keep], rope.sin[keep]))
+            q, k, v = self.q(_kept(x, keep)), self.k(x), self.v(x)
+        kept = Rope(rope.cos[keep], rope.sin[keep])
+        v = split_heads(v, self.num_heads)
+        if kernels == "triton":
+            q = self.norm_q.turned(q, self.num_heads, kept)
+            k = self.norm_k.turned(k, self.num_heads, rope)
+            return _product(self.o, attention(q, k, v, backend).flatten(2))
+        q, k = (split_heads(part, self.num_heads) for part in (self.norm_q(q), self.norm_k(k)))
+        q = apply_rope(q, kept)
         return self.o(attention(q, apply_rope(k, rope), v, backend).flatten(2))
 
 
@@ -104,7 +126,12 @@ class CrossAttention(nn.Module):
     """Attention to the text and, in image-conditioned models, to the image.
 
     Both attentions share the query; their results are added before the one output projection.
+
+    kernel: of attention, in place of that of self-attention; the transformer sets it before every
+    pass.
     """
+
+    kernel: Backend | None = None
 
     def __init__(self, dim: int, num_heads: int, eps: float, *, with_image: bool) -> None:
         super().__init__()
@@ -130,20 +157,39 @@ class CrossAttention(nn.Module):
         k_image = self._heads(self.norm_k_img(self.k_img(image)))
         return CrossContext(k, v, k_image, self._heads(self.v_img(image)))
 
-    def forward(self, x: Tensor, context: CrossContext, backend: Backend) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        context: CrossContext,
+        backend: Backend,
+        *,
+        kernels: Kernels = "eager",
+    ) -> Tensor:
         """Returns [B, L, D]."""
-        q = self._heads(self.norm_q(self.q(x)))
-        out = attention(q, context.k, context.v, backend)
+        if kernels == "triton":
+            q = self.norm_q.turned(self.q(x), self.num_heads, None)
+        else:
+            q = self._heads(self.norm_q(self.q(x)))
+        backend = self.kernel or backend
+        out = attention(q, context.k, context.v, backend).flatten(2)
+        more = None
         if context.k_image is not None and context.v_image is not None:
-            out = out + attention(q, context.k_image, context.v_image, backend)
-        return self.o(out.flatten(2))
+            more = attention(q, context.k_image, context.v_image, backend).flatten(2)
+        if kernels == "triton":
+            return _product(self.o, out, more)
+        return self.o(out if more is None else out + more)
 
     def _heads(self, x: Tensor) -> Tensor:
         return split_heads(x, self.num_heads)
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, feed-forward, modulated by the time embedding."""
+    """Self-attention, cross-attention, feed-forward, modulated by the time embedding.
+
+    kernels: what runs between the products; the transformer sets it before every pass.
+    """
+
+    kernels: Kernels = "eager"
 
     def __init__(
         self, dim: int, ffn_dim: int, num_heads: int, eps: float, *, with_image: bool
@@ -178,13 +224,68 @@ class Block(nn.Module):
             keep: tokens that anything reads afterwards; the last block of a model skips the
                 rest, of which only keys and values were needed.
         """
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (
-            (self.modulation.to(modulation.dtype) + modulation).unsqueeze(2).unbind(1)
-        )
-        attended = self.self_attn(modulate(x, shift, scale, self.eps), rope, backend, keep)
-        x = gated_add(x[:, keep], attended, gate)
-        x = x + self.cross_attn(layer_norm(x, self.norm3), context, backend)
-        return gated_add(x, self.ffn(modulate(x, ffn_shift, ffn_scale, self.eps)), ffn_gate)
+        if self.kernels == "compile":
+            return compiled(_eager)(self, x, modulation, rope, context, backend, keep)
+        run = _fused if self.kernels == "triton" else _eager
+        return run(self, x, modulation, rope, context, backend, keep)
+
+    def modulations(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """Returns shift, scale and gate of the attention, then of the feed-forward: [B, 1, D]."""
+        return (self.modulation.to(modulation.dtype) + modulation).unsqueeze(2).unbind(1)
+
+
+def _eager(
+    block: Block,
+    x: Tensor,
+    modulation: Tensor,
+    rope: Rope,
+    context: CrossContext,
+    backend: Backend,
+    keep: slice,
+) -> Tensor:
+    """Returns what `Block.forward` does, step by step."""
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = block.modulations(modulation)
+    attended = block.self_attn(modulate(x, shift, scale, block.eps), rope, backend, keep)
+    x = gated_add(x[:, keep], attended, gate)
+    x = x + block.cross_attn(layer_norm(x, block.norm3), context, backend)
+    return gated_add(x, block.ffn(modulate(x, ffn_shift, ffn_scale, block.eps)), ffn_gate)
+
+
+def _fused(
+    block: Block,
+    x: Tensor,
+    modulation: Tensor,
+    rope: Rope,
+    context: CrossContext,
+    backend: Backend,
+    keep: slice,
+) -> Tensor:
+    """Returns what `Block.forward` does, with one kernel between any two products."""
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = block.modulations(modulation)
+    own, cross, norm3 = block.self_attn, block.cross_attn, block.norm3
+    first, gelu, second = block.ffn
+    rows = fused.norm_modulate(x, shift, scale, block.eps, fp8=takes_rows(*own.inputs))
+    x, rows = fused.add_norm(
+        x[:, keep],
+        own(rows, rope, backend, keep, kernels="triton"),
+        gate,
+        (norm3.weight, norm3.bias),
+        eps=norm3.eps,
+        modulate=False,
+        fp8=takes_rows(cross.q),
+    )
+    x, rows = fused.add_norm(
+        x,
+        cross(rows, context, backend, kernels="triton"),
+        None,
+        (ffn_scale, ffn_shift),
+        eps=block.eps,
+        modulate=True,
+        fp8=takes_rows(first),
+    )
+    inner = first(rows)
+    inner = fused.quantize_rows(inner, gelu=True) if takes_rows(second) else gelu(inner)
+    return fused.gated_add(x, second(inner), ffn_gate)
 
 
 class Head(nn.Module):
@@ -260,6 +361,21 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 def gated_add(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Returns x + gate * update in the dtype of x; the sum is float32."""
     return torch.addcmul(_widen(x), _widen(update), gate).to(x.dtype)
+
+
+def _product(layer: nn.Module, x: Tensor, more: Tensor | None = None) -> Tensor:
+    """Returns a layer's output for x + more [B, L, D], rounded to fp8 in one kernel if it can."""
+    if takes_rows(layer):
+        return layer(fused.quantize_rows(x, more))
+    return layer(x if more is None else x + more)
+
+
+def _kept(x: Tensor | QuantizedRows, keep: slice) -> Tensor | QuantizedRows:
+    """Returns the tokens of the slice `keep` of [B, L, D]."""
+    if not isinstance(x, QuantizedRows):
+        return x[:, keep]
+    scale = x.scale.reshape(*x.values.shape[:-1], 1)[:, keep]
+    return QuantizedRows(x.values[:, keep], scale.reshape(-1, 1), x.dtype)
 
 
 def _widen(x: Tensor) -> Tensor:

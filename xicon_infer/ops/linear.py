@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,14 @@ SCALED_MM_MULTIPLE = 16
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """Floor of a scale, so that an all-zero weight or row does not divide by zero."""
+
+
+class QuantizedRows(NamedTuple):
+    """Rounded activations: values e4m3 [..., K], scale float32 [M, 1], dtype of the output."""
+
+    values: Tensor
+    scale: Tensor
+    dtype: torch.dtype
 
 
 def cast_fp8(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,8 +143,10 @@ class Fp8Linear(nn.Module):
         empty_bias = torch.zeros(out_features, device=device)
         self.bias = nn.Parameter(empty_bias, requires_grad=False) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns [..., N] in the dtype of x, from x [..., K]."""
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
+        """Returns [..., N] in the dtype of x, from x [..., K]; rows where `takes_rows` says so."""
+        if isinstance(x, QuantizedRows):
+            return _scaled_mm(x, self.weight, self.scale_weight, self.bias, "scaled_mm_row")
         if self.matmul == "dequant" or self.weight.dtype not in FP8_DTYPES:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.linear(x, dequantize(self.weight, self.scale_weight, x.dtype), bias)
@@ -214,6 +224,11 @@ def set_weight(layer: nn.Linear | Fp8Linear, weight: Tensor, scale: Tensor | Non
         layer.matmul = "dequant"  # type: ignore[assignment]
         layer.register_buffer("scale_weight", None)
     layer.scale_weight = scale
+
+
+def takes_rows(*layers: nn.Module) -> bool:
+    """Returns whether all of these layers multiply rows in fp8 and have nothing beside them."""
+    return all(type(each) is Fp8Linear and each.matmul == "scaled_mm_row" for each in layers)
 
 
 def use_matmul(module: nn.Module, matmul: Matmul, device: torch.device) -> list[str]:
@@ -336,7 +351,11 @@ def _fits(layer: Fp8Linear) -> bool:
 
 
 def _scaled_mm(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, matmul: Matmul
+    x: Tensor | QuantizedRows,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    matmul: str,
 ) -> Tensor:
     """Returns x W^T scaled, plus bias, [..., N] in the dtype of x; x is rounded to e4m3.
 
@@ -349,15 +368,18 @@ def _scaled_mm(
     Source: pytorch/pytorch: torch._scaled_mm (scales multiply, second factor column-major).
     """
     by_row = matmul == "scaled_mm_row"
-    rows = x.reshape(-1, x.shape[-1])
-    rows = rows.float() if x.dtype == torch.float64 else rows
-    activation, activation_scale = quantize_activation(rows, by_row=by_row)
-    flat = torch.ones(1, device=x.device) if scale is None else scale.reshape(-1)
+    if isinstance(x, QuantizedRows):
+        shape, activation, activation_scale = x.values.shape, x.values.flatten(0, -2), x.scale
+    else:
+        shape, rows = x.shape, x.reshape(-1, x.shape[-1])
+        rows = rows.float() if x.dtype == torch.float64 else rows
+        activation, activation_scale = quantize_activation(rows, by_row=by_row)
+    flat = torch.ones(1, device=weight.device) if scale is None else scale.reshape(-1)
     late = flat.numel() > 1 and not by_row
     if by_row:
         weight_scale = flat.expand(weight.shape[0])[None].contiguous()
     else:
-        weight_scale = torch.ones((), device=x.device) if late else flat.reshape(())
+        weight_scale = torch.ones((), device=weight.device) if late else flat.reshape(())
     direct = not by_row and not late and x.dtype in (torch.float16, torch.float32)
     out_dtype = x.dtype if direct else torch.bfloat16
     fused = bias is not None and not late and out_dtype != torch.float32
@@ -374,4 +396,4 @@ def _scaled_mm(
         y = y.mul_(flat)
     if bias is not None and not fused:
         y = y.add_(bias)
-    return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+    return y.to(x.dtype).reshape(*shape[:-1], -1)

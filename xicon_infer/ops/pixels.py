@@ -59,7 +59,16 @@ def model_to_frames(
     normalization: Normalization = "default",
     value_range: tuple[float, float] | None = None,
 ) -> UInt8Array:
-    """Returns a model video as 8-bit frames: trunc(v * 255 + 0.5), v in [0, 1].
+    """Returns what `model_to_bytes` does as an array on the host, uint8 [F, H, W, 3]."""
+    return model_to_bytes(video, normalization, value_range).cpu().numpy()
+
+
+def model_to_bytes(
+    video: Tensor,
+    normalization: Normalization = "default",
+    value_range: tuple[float, float] | None = None,
+) -> Tensor:
+    """Returns a model video as 8-bit frames on its device: trunc(v * 255 + 0.5), v in [0, 1].
 
     Args:
         video: [1, 3, F, H, W], any float dtype and device.
@@ -94,7 +103,7 @@ def model_to_frames(
             field="normalization",
         )
     # The conversion to uint8 truncates.
-    return values.clamp_(0, 1).mul_(255).add_(0.5).to(torch.uint8).contiguous().cpu().numpy()
+    return values.clamp_(0, 1).mul_(255).add_(0.5).to(torch.uint8).contiguous()
 
 
 @overload

@@ -1,44 +1,49 @@
 """Step caches: reuse what the transformer's blocks added in an earlier step.
 
-They pay from about 12 steps on, and cost one transfer from the device per step (the decision is
-made on the host); with the 4 to 8 steps of a distilled model leave them off. A model uses one as
+They pay from about 12 steps on (`FEWEST_CACHED_STEPS`); in the 4 to 8 steps of a distilled model
+neighbouring steps differ too much. TeaCache and MagCache decide before the run starts, from the
+time embeddings and from a calibration, and read nothing back from the device. EasyCache looks at
+the tokens and therefore waits for the device once per pass.
 
-    hidden_states = run_cached(cache, moment, blocks)
+Conditional and unconditional passes, and each context window, are separate branches: nothing
+passes between them. A cache holds one tensor of the predicted tokens per branch (EasyCache two),
+and belongs to one run.
 
-where `blocks` maps the tokens entering the first block to those leaving the last. Conditional and
-unconditional passes, and each context window, are separate branches: nothing passes between them.
+Differs from the reference: only tokens that are predicted are kept and, in EasyCache, compared.
+Those of a reference or a pose are the same in every step and would dilute the change.
 
-A cache holds one tensor of tokens per branch (EasyCache two), and belongs to one run.
-
-Shapes: B batch, L tokens, D model width.
+Shapes: B batch, L predicted tokens, D model width, N steps.
 Source: rookiestar28/ComfyUI-WanVideoWrapper: cache_methods/, wanvideo/modules/model.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from xicon_infer.sampling.cache_tables import MAGCACHE_RATIOS, TEACACHE_POLYNOMIALS
+from xicon_infer.sampling.cache_options import CacheOptions
+from xicon_infer.sampling.cache_tables import MAGCACHE_RATIOS, TEACACHE_POLYNOMIALS, Polynomial
+
+PLAIN: Polynomial = (1.0, 0.0)
+"""Takes the distance of two embeddings as it is."""
 
 
 @dataclass(frozen=True)
 class Moment:
     """One pass of the model, at the entrance of its blocks.
 
-    step, num_steps: of this run. branch: names the pass, for example ("cond", window index).
-    hidden_states: [B, L, D]. time_embedding: [B, D]; time_projection: [B, 6, D].
+    step, num_steps: of this run. branch: names the pass, for example ("cond", window).
+    hidden_states: [B, L, D].
     """
 
     step: int
     num_steps: int
     branch: Hashable
     hidden_states: Tensor
-    time_embedding: Tensor
-    time_projection: Tensor
 
 
 class StepCache(Protocol):
@@ -50,24 +55,99 @@ class StepCache(Protocol):
     def store(self, moment: Moment, output: Tensor) -> None:
         """Keeps what the blocks made, [B, L, D], of the moment that `residual` was asked about."""
 
+    def forget(self, branch: Hashable) -> None:
+        """Lets go what is kept of a branch."""
 
-def run_cached(
-    cache: StepCache | None, moment: Moment, blocks: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Returns the tokens after the blocks, [B, L, D]: computed, or the input plus a residual.
+
+class StepCaching:
+    """A cache at work in one run, and what it has skipped so far.
 
     Args:
-        cache: None always computes.
-        moment: this pass.
-        blocks: the blocks; must not change their input.
+        cache: a new one.
+        num_steps: of the run.
     """
-    residual = None if cache is None else cache.residual(moment)
-    if residual is not None:
-        return moment.hidden_states + residual
-    output = blocks(moment.hidden_states)
-    if cache is not None:
-        cache.store(moment, output)
-    return output
+
+    def __init__(self, cache: StepCache, num_steps: int) -> None:
+        self.passes = 0
+        self.skipped = 0
+        self._cache = cache
+        self._num_steps = num_steps
+        self._layouts: dict[Hashable, Hashable] = {}
+
+    def at(self, step: int, branch: Hashable, layout: Hashable = None) -> CachedPass:
+        """Returns what the model asks in one pass.
+
+        Args:
+            step: index in this run.
+            branch: names conditioning and window.
+            layout: which tokens stand beside the predicted ones; where it has changed since the
+                last pass of the branch, what was kept of that is forgotten.
+        """
+        if self._layouts.setdefault(branch, layout) != layout:
+            self._cache.forget(branch)
+            self._layouts[branch] = layout
+        return CachedPass(self, step, branch)
+
+    def recall(self, step: int, branch: Hashable, entering: Tensor) -> Tensor | None:
+        """Returns the tokens leaving the blocks if they need not run, and counts the pass."""
+        moment = Moment(step, self._num_steps, branch, entering)
+        residual = self._cache.residual(moment)
+        self.passes += 1
+        if residual is None:
+            return None
+        self.skipped += 1
+        return entering + residual
+
+    def keep(self, step: int, branch: Hashable, entering: Tensor, leaving: Tensor) -> None:
+        """Keeps what the blocks made of the tokens."""
+        self._cache.store(Moment(step, self._num_steps, branch, entering), leaving)
+
+
+@dataclass(frozen=True)
+class CachedPass:
+    """One pass with a cache; the model asks it before its blocks and tells it after them."""
+
+    caching: StepCaching
+    step: int
+    branch: Hashable
+
+    def recall(self, entering: Tensor) -> Tensor | None:
+        """Returns the tokens leaving the blocks [B, L, D], or None: run them.
+
+        Args:
+            entering: the predicted tokens, [B, L, D]; not changed.
+        """
+        return self.caching.recall(self.step, self.branch, entering)
+
+    def keep(self, entering: Tensor, leaving: Tensor) -> None:
+        """Keeps what the blocks made of the tokens, [B, L, D] both."""
+        self.caching.keep(self.step, self.branch, entering, leaving)
+
+
+def make_caching(options: CacheOptions, time_embeddings: Tensor) -> StepCaching | None:
+    """Returns a new cache for one run, None if every step is to be computed.
+
+    Args:
+        options: which cache, and where it works.
+        time_embeddings: of every step, [N, D].
+
+    Raises:
+        InvalidRequest: the run has too few steps.
+    """
+    steps = len(time_embeddings)
+    options.check(steps, "auto")
+    span, threshold = StepRange(options.used_start, options.end), options.used_threshold
+    makers: dict[str, Any] = {
+        "teacache": lambda: TeaCache(
+            time_embeddings,
+            threshold,
+            polynomial=TEACACHE_POLYNOMIALS[options.variant]["e"],
+            steps=span,
+        ),
+        "magcache": lambda: MagCache(threshold, variant=options.variant, steps=span),
+        "easycache": lambda: EasyCache(threshold, steps=span),
+    }
+    return StepCaching(makers[options.method](), steps) if options.active else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +165,7 @@ class StepRange:
 
 @dataclass
 class _TeaState:
-    embedding: Tensor
+    step: int
     residual: Tensor
     distance: float = 0.0
 
@@ -94,11 +174,11 @@ class TeaCache:
     """Skips while the time embedding has moved little since the last computed step.
 
     Args:
+        time_embeddings: of every step [N, W]: the time embedding ("e") or its projection ("e0"),
+            as the polynomial wants it. Read from the device once, here.
         threshold: sum of distances that forces a computation; 0.15 to 0.3 for 14B models, 0.05
-            to 0.08 for 1.3B; about a tenth of that without a polynomial.
-        variant: key of `TEACACHE_POLYNOMIALS` whose polynomial maps a distance to a change of the
-            output, or None for the plain distance of the time projection.
-        mode: "e" compares the time embedding, "e0" its projection; used with a variant.
+            to 0.08 for 1.3B; about a tenth of that with `PLAIN`.
+        polynomial: maps a distance to a change of the output; of `TEACACHE_POLYNOMIALS`.
         steps: where it works.
 
     Source: ali-vilab/TeaCache: TeaCache4Wan2.1, as in the wrapper: distances are measured from
@@ -107,16 +187,16 @@ class TeaCache:
 
     def __init__(
         self,
+        time_embeddings: Tensor,
         threshold: float = 0.3,
         *,
-        variant: str | None = "14B",
-        mode: str = "e",
+        polynomial: Polynomial = PLAIN,
         steps: StepRange = StepRange(1),
     ) -> None:
         self.threshold = threshold
         self.steps = steps
-        self._embedding = "e" if variant is not None and mode == "e" else "e0"
-        self._polynomial = (1.0, 0.0) if variant is None else TEACACHE_POLYNOMIALS[variant][mode]
+        self._changes = _relative_changes(time_embeddings)
+        self._polynomial = polynomial
         self._states: dict[Hashable, _TeaState] = {}
 
     def residual(self, moment: Moment) -> Tensor | None:
@@ -124,7 +204,7 @@ class TeaCache:
         state = self._states.get(moment.branch)
         if state is None or not self.steps.holds(moment):
             return None
-        change = _relative_change(self._compared(moment), state.embedding)
+        change = self._changes[state.step][moment.step]
         state.distance += _polynomial_value(self._polynomial, change)
         return state.residual if state.distance < self.threshold else None
 
@@ -132,10 +212,11 @@ class TeaCache:
         """Starts a new distance at this moment."""
         if self.steps.holds(moment):
             residual = output - moment.hidden_states
-            self._states[moment.branch] = _TeaState(self._compared(moment).clone(), residual)
+            self._states[moment.branch] = _TeaState(moment.step, residual)
 
-    def _compared(self, moment: Moment) -> Tensor:
-        return moment.time_embedding if self._embedding == "e" else moment.time_projection
+    def forget(self, branch: Hashable) -> None:
+        """Lets go what is kept of a branch."""
+        self._states.pop(branch, None)
 
 
 @dataclass
@@ -188,6 +269,10 @@ class MagCache:
         if self.steps.holds(moment):
             self._states[moment.branch] = _MagState(output - moment.hidden_states)
 
+    def forget(self, branch: Hashable) -> None:
+        """Lets go what is kept of a branch."""
+        self._states.pop(branch, None)
+
 
 @dataclass
 class _EasyState:
@@ -235,10 +320,17 @@ class EasyCache:
             size = output.abs().mean()
             self._states[moment.branch] = _EasyState(before, output - before, size)
 
+    def forget(self, branch: Hashable) -> None:
+        """Lets go what is kept of a branch."""
+        self._states.pop(branch, None)
 
-def _relative_change(now: Tensor, before: Tensor) -> float:
-    """Returns mean |now - before| / mean |before|."""
-    return float((now - before).abs().mean() / before.abs().mean())
+
+def _relative_changes(embeddings: Tensor) -> list[list[float]]:
+    """Returns mean |now - before| / mean |before| for all steps as [before][now], on the host."""
+    wide = embeddings.flatten(1).float()
+    moved = torch.stack([(wide - before).abs().mean(1) for before in wide])
+    found: list[list[float]] = (moved / wide.abs().mean(1)[:, None]).tolist()
+    return found
 
 
 def _polynomial_value(coefficients: Sequence[float], x: float) -> float:

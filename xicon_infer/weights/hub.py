@@ -36,6 +36,10 @@ _NO_HEAD = (403, 405, 501)
 """Answers of servers that know GET alone, or sign their addresses for it alone."""
 
 
+class Unreachable(WeightsError):
+    """Nobody could be asked: there is no network, or it must not be used."""
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """A file as it is published now.
@@ -72,14 +76,14 @@ def remote_file(
         stop: ends waiting.
 
     Raises:
-        WeightsError: it is not there, needs a licence to be accepted or a token, or the server
-            cannot be reached.
+        WeightsError: it is not there, needs a licence to be accepted or a token; `Unreachable` if
+            the server cannot be reached.
         Cancelled: `stop` is set.
     """
     transfer = transfer or Transfer()
     stop = stop or Stop()
     if is_offline():
-        raise WeightsError(
+        raise Unreachable(
             f"{entry.id}: HF_HUB_OFFLINE is set, nobody is asked. Unset it, or copy the file."
         )
     ask = _ask_address if entry.url else _ask_hub
@@ -87,7 +91,7 @@ def remote_file(
         return retry(lambda: ask(entry, transfer, stop), transfer=transfer, stop=stop)
     except Broken as error:
         place = without_query(entry.url) if entry.url else f"the hub for {entry.repo}"
-        raise WeightsError(
+        raise Unreachable(
             f"{entry.id}: {error}, when asking {place} ({len(transfer.backoff_s) + 1} attempts). "
             "Check the connection and try again."
         ) from error

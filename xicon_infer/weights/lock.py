@@ -16,7 +16,11 @@ from typing import Any, Protocol
 
 from xicon_infer.errors import WeightsError
 from xicon_infer.types import Progress
+from xicon_infer.weights.hub import Unreachable
 from xicon_infer.weights.manifest import FileEntry, load_manifest, parse_manifest
+
+GIVE_UP = 2
+"""Files for which nobody can be reached, one after the other, before any answer: no network."""
 
 PIN_SOURCE = "metadata of the hub, by xicon-infer weights lock"
 
@@ -47,7 +51,7 @@ class Pin:
     """What happened to one entry.
 
     before, after: values of revision, bytes and sha256. confirmed: the server said size and hash.
-    error: why it could not be asked, or "".
+    error: why it could not be asked, or "". unreachable: because the network is not there.
     """
 
     id: str
@@ -55,6 +59,7 @@ class Pin:
     after: dict[str, Any]
     confirmed: bool = False
     error: str = ""
+    unreachable: bool = False
 
     @property
     def changed(self) -> bool:
@@ -92,13 +97,17 @@ def lock(
         progress: told after each file.
 
     Raises:
-        WeightsError: a pinned size or hash would change and `update` is False, or the file cannot
-            be written. Nothing is written then.
+        WeightsError: a pinned size or hash would change and `update` is False, the file cannot
+            be written, or nobody can be reached. Nothing is written then.
     """
     entries = [e for e in load_manifest(manifest).files if not ids or e.id in ids]
-    pins = []
+    pins: list[Pin] = []
     for number, entry in enumerate(entries, start=1):
         pins.append(_ask(replace(entry, revision=None) if update else entry, entry, remote))
+        if len(pins) == min(GIVE_UP, len(entries)) and all(pin.unreachable for pin in pins):
+            raise WeightsError(
+                f"nobody can be reached, nothing was written: {pins[0].error}", code="OFFLINE"
+            )
         progress.step(number, len(entries), "file")
     wrong = [pin for pin in pins if pin.contradicts]
     if wrong and not update:
@@ -119,7 +128,8 @@ def _ask(asked: FileEntry, entry: FileEntry, remote: Remote) -> Pin:
     try:
         found = remote(asked)
     except WeightsError as error:
-        return Pin(entry.id, before, before, error=error.message)
+        gone = isinstance(error, Unreachable)
+        return Pin(entry.id, before, before, error=error.message, unreachable=gone)
     # What the server does not say is no reason to forget what is known.
     after = {
         "revision": found.revision or entry.revision,

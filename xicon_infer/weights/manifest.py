@@ -31,6 +31,9 @@ FORMAT = 1
 TINY = "tiny"
 """The preset that needs no file: generated weights."""
 
+OPTIONAL = ("preview",)
+"""Components that no preset asks for, but an option."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -180,6 +183,17 @@ def files_for(pipeline: str, preset: str, path: Path | None = None) -> tuple[Fil
     return tuple(entry for entry in known.files if f"{pipeline}/{preset}" in entry.used_by)
 
 
+def optional_files(component: str, path: Path | None = None) -> tuple[FileEntry, ...]:
+    """Returns the files that an option asks for, without those that serve instead of them.
+
+    Args:
+        component: one of `OPTIONAL`.
+        path: of another manifest.
+    """
+    files = load_manifest(path).files
+    return tuple(e for e in files if e.component == component and not e.instead_of)
+
+
 def locate_named(component: str, name: str, search_dirs: Sequence[Path]) -> Path | None:
     """Returns where a file of a given name lies, whether the manifest knows it or not.
 
@@ -268,7 +282,8 @@ def _problem(entry: FileEntry, pairs: set[str]) -> str:
     unknown = [pair for pair in entry.used_by if pair not in pairs or pair.endswith(f"/{TINY}")]
     if not entry.names or any(path.is_absolute() or ".." in path.parts for path in paths):
         return "paths and names must be relative and stay inside their folder"
-    if unknown or not (entry.used_by or entry.instead_of):
+    optional = entry.component in OPTIONAL
+    if unknown or not (entry.used_by or entry.instead_of or optional):
         return f"used_by must name presets, got {', '.join(unknown) or 'nothing'}"
     if not entry.licence or not entry.licence_source:
         return "licence and licence_source must be given"

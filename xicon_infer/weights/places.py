@@ -29,6 +29,7 @@ _LOG = logging.getLogger(__name__)
 COMFYUI_FOLDERS: dict[str, tuple[str, ...]] = {
     "transformer": ("diffusion_models", "unet", "checkpoints"),
     "vae": ("vae",),
+    "preview": ("vae_approx", "vae"),
     "text_encoder": ("text_encoders", "clip"),
     "tokenizer": ("text_encoders", "clip", "tokenizers"),
     "image_encoder": ("clip_vision", "text_encoders", "clip"),
