@@ -116,7 +116,9 @@ def lower(plan: MemoryPlan) -> MemoryPlan | None:
     """
     needs = plan.needs
     if plan.mode == "resident" or plan.keep_transformer:
-        return _lowered(plan, "offload", "keeps one component on the device at a time")
+        # Pieces that were longer because memory lay idle are the first to go.
+        why = "keeps one component on the device at a time"
+        return _lowered(plan, "offload", why, chunk=min(plan.vae_chunk, needs.work.piece))
     if plan.vae_chunk > 1 and needs.work.vae_chunk is None:
         return _lowered(plan, plan.mode, "one latent frame at a time in the VAE", chunk=1)
     if not plan.tile and needs.decode(1, tile=True) < needs.decode(1, tile=False):

@@ -121,7 +121,7 @@ def test_a_missing_small_decoder_is_told_with_a_command(tmp_path):
         find_preview((tmp_path,))
     place = tmp_path / "vae_approx"
     place.mkdir()
-    (place / "taew2_1.safetensors").write_bytes(b"")
+    (place / "taew2_1.safetensors").write_bytes(b"empty files do not count")
     assert find_preview((tmp_path,)).name == "taew2_1.safetensors"
 
 

@@ -116,7 +116,10 @@ def test_the_summary_has_a_line_per_field(folder, capsys):
     assert out.startswith("mode: scail\n")
     assert "width: 384\n" in out
     assert "prompt: a knight dances\n" in out
-    assert told == "warning: PreviewImage: only shows or saves something\n"
+    assert told.splitlines() == [
+        "warning: 'pose_end' has no effect in 8 steps: they are the same as with 0.5",
+        "warning: PreviewImage: only shows or saves something",
+    ]
 
 
 def test_warnings_go_to_standard_error(folder, capsys):

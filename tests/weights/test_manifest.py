@@ -222,7 +222,11 @@ def test_a_file_published_elsewhere_is_named_by_its_address():
     text = missing_message(by_id("nlf"), [])
     assert "https://github.com/isarandi/nlf/releases/download/v0.3.2/nlf_l_multi" in text
     assert "Hugging Face" not in text
-    assert [e.id for e in load_manifest().files if e.url] == ["nlf"]
+    assert [e.id for e in load_manifest().files if e.url] == [
+        "taew2-1",
+        "taew2-1-safetensors",
+        "nlf",
+    ]
 
 
 def test_downloads_go_where_comfyui_looks_and_never_meet(tmp_path):
