@@ -60,7 +60,7 @@ TEXTS = [
     (
         scail(attention_mode="fast"),
         "'attention_mode' must be one of auto, flash, xformers, sdpa, sage, auto8, ordered, got "
-        "\"fast\" [INVALID_CHOICE]",
+        '"fast" [INVALID_CHOICE]',
     ),
     (scail(profile=1), "'profile' must be one of fast, quality, got 1 [INVALID_CHOICE]"),
     ({}, "Missing 'images' parameter [MISSING_FIELD]"),
