@@ -116,8 +116,7 @@ def lower(plan: MemoryPlan) -> MemoryPlan | None:
     """
     needs = plan.needs
     if plan.mode == "resident" or plan.keep_transformer:
-        # Pieces that were longer because memory lay idle are the first to go.
-        why = "keeps one component on the device at a time"
+        why = "keeps one component on the device at a time"  # and no longer pieces
         return _lowered(plan, "offload", why, chunk=min(plan.vae_chunk, needs.work.piece))
     if plan.vae_chunk > 1 and needs.work.vae_chunk is None:
         return _lowered(plan, plan.mode, "one latent frame at a time in the VAE", chunk=1)
@@ -212,8 +211,7 @@ def _candidates(
     """Yields the plans to try, the best first; tiles only where they take less."""
     modes = MODES if request == "auto" else (request,)
     if allow.blocks_to_swap != "auto":
-        kept = ("stream",) if allow.blocks_to_swap else ("resident", "offload")
-        modes = tuple(mode for mode in modes if mode in kept)
+        modes = tuple(m for m in modes if (m == "stream") == bool(allow.blocks_to_swap))
     least = SWAP_BUFFERS + 1
     for tile in (False, True) if allow.tile == "auto" else (allow.tile,):
         for mode in modes:

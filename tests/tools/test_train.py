@@ -158,12 +158,22 @@ def test_the_loss_of_the_vae_falls() -> None:
 
 def test_batches_of_the_vae_are_poses_pictures_and_videos() -> None:
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (2, 17, 96, 64, 3), generator=generator, dtype=torch.uint8)
+    frames = torch.randint(0, 256, (2, 33, 96, 64, 3), generator=generator, dtype=torch.uint8)
     pool = train_vae.Pool(frames, frames[:, :, :48, :32])
     cut = {tuple(train_vae.draw_batch(pool, step, whole=False).shape) for step in range(40)}
     whole = {tuple(train_vae.draw_batch(pool, step, whole=True).shape) for step in range(40)}
-    assert cut == {(4, 3, 9, 48, 32), (16, 3, 1, 64, 64), (4, 3, 9, 64, 64)}
-    assert whole == {(4, 3, 9, 48, 32), (16, 3, 1, 96, 64), (2, 3, 9, 96, 64)}
+    assert cut == {
+        (2, 3, 33, 48, 32),
+        (16, 3, 1, 64, 64),
+        (3, 3, 9, 64, 64),
+        (1, 3, 33, 64, 64),
+    }
+    assert whole == {
+        (2, 3, 33, 48, 32),
+        (16, 3, 1, 96, 64),
+        (3, 3, 9, 96, 64),
+        (1, 3, 21, 96, 64),
+    }
     batch = train_vae.draw_batch(pool, 1, whole=False)
     assert torch.equal(batch, train_vae.draw_batch(pool, 1, whole=False))
     assert batch.min() >= -1

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from tools.tiny.character import FEATURES, PARTS, SHADE, Solids
 from tools.tiny.motion import Float64Array
-from xicon_infer.ops.pixels import half_size
 from xicon_infer.pose.camera import project
 from xicon_infer.types import Float32Array, UInt8Array
 
 SAMPLES = 2
 """Samples per pixel, each way."""
+
+_SOFT_SAMPLES, _SOFTNESS = 6, 1.26
+# Of an even kernel, whose middle lies between the two samples of a pixel.
+_ANCHOR = (2, 2)
 
 # Towards the lamp: above, to the left and in front (x right, y down, z forward).
 _LIGHT = np.array([-0.45, -0.55, -0.70], np.float32)
@@ -67,7 +71,18 @@ def draw_solids(
         # Eyes and mouth count as the face.
         parts = np.clip(solids.parts[shapes], 0, None)
         seen[frame] = np.bincount(parts, minlength=len(PARTS))
-    return Drawing(half_size(samples), seen, _whole_areas(solids, ends, radii))
+    return Drawing(_soften(samples), seen, _whole_areas(solids, ends, radii))
+
+
+def _soften(samples: UInt8Array) -> UInt8Array:
+    """Returns the picture of samples [F, 2H, 2W, 3], with soft edges.
+
+    Two samples to each side count, not only the four under a pixel: edges as hard as a pixel ask
+    more of a small VAE than everything else in the picture together.
+    """
+    one = cv2.getGaussianKernel(_SOFT_SAMPLES, _SOFTNESS)
+    softened = [cv2.sepFilter2D(picture, -1, one, one, anchor=_ANCHOR) for picture in samples]
+    return np.stack(softened)[:, ::SAMPLES, ::SAMPLES]
 
 
 def _to_screen(

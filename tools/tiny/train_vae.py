@@ -41,7 +41,7 @@ from xicon_infer.models.vae_config import VAEConfig
 from xicon_infer.types import Progress
 
 CONFIG = VAEConfig(dim=24, num_res_blocks=1)
-HEIGHT, WIDTH, CLIP_FRAMES = 160, 96, 17
+HEIGHT, WIDTH, CLIP_FRAMES = 160, 96, 33
 LEARNING_RATE = 2e-3
 LATENT_NOISE, LATENT_PRICE = 0.15, 1e-3
 WHOLE_FROM = 0.85
@@ -52,6 +52,23 @@ SQUARE = 4.0
 lines of a pose is black."""
 EDGE = 0.01
 """Where the Charbonnier distance turns from square to linear, in units of [-1, 1]."""
+
+
+class Kind(NamedTuple):
+    """A kind of batch: how many frames a clip has, how many clips, how often it comes."""
+
+    frames: int
+    batch: int
+    share: float
+
+
+KINDS = {
+    "pose": Kind(frames=33, batch=2, share=0.3),
+    "picture": Kind(frames=1, batch=16, share=0.1),
+    "short": Kind(frames=9, batch=3, share=0.2),
+    "long": Kind(frames=33, batch=1, share=0.4),
+}
+WHOLE_FRAMES = 21
 
 
 class Pool(NamedTuple):
@@ -88,7 +105,8 @@ def draw_pool(split: Split, count: int, path: Path, progress: Progress) -> Pool:
 def draw_batch(pool: Pool, step: int, *, whole: bool) -> Tensor:
     """Returns the batch of a step, [B, 3, F, h, w] in [-1, 1].
 
-    Three tenths of the steps see pose videos, some single frames, the others 9 frames.
+    Pose videos, single frames, and videos of 9 and of 33 frames: a causal network that has only
+    seen the first few frames of a video goes astray in the rest.
 
     Args:
         pool: the clips.
@@ -96,13 +114,15 @@ def draw_batch(pool: Pool, step: int, *, whole: bool) -> Tensor:
         whole: whole pictures instead of 64 x 64 crops.
     """
     rng = np.random.default_rng(step)
-    kind = rng.choice(["pose", "picture", "video"], p=[0.3, 0.15, 0.55])
-    source = pool.poses if kind == "pose" else pool.frames
-    length = 1 if kind == "picture" else 9
+    name = rng.choice(list(KINDS), p=[kind.share for kind in KINDS.values()])
+    kind = KINDS[str(name)]
+    source = pool.poses if name == "pose" else pool.frames
+    length, batch = kind.frames, kind.batch
     height, width = source.shape[2:4]
     if not whole:
         height, width = min(64, height), min(64, width)
-    batch = (2 if whole and kind == "video" else 4) * (4 if kind == "picture" else 1)
+    elif name == "long":
+        length = WHOLE_FRAMES
     clips = []
     for _ in range(batch):
         n = rng.integers(len(source))
