@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,10 +166,28 @@ def test_parity_needs_the_source(tmp_path):
 
 
 def test_parity_is_told_with_the_self_test(monkeypatch, capsys):
-    monkeypatch.setattr("xicon_infer.doctor_parity.replay", lambda golden: [Number("g", 0.0, 1.0)])
+    def told(golden, device, dtype):
+        return [Number(f"{device} {dtype}", 0.0, 1.0)]
+
+    monkeypatch.setattr("xicon_infer.doctor_parity.replay", told)
     monkeypatch.setattr(doctor_selftest, "self_test", lambda device, dtype: [])
-    assert main(["doctor", "--parity", "--device", "cpu", "--json"]) == 0
-    assert [c["name"] for c in json.loads(capsys.readouterr().out)["checks"]] == ["g"]
+    for dtype, name in (("fp32", "cpu float32"), ("bf16", "cpu bfloat16")):
+        assert main(["doctor", "--parity", "--device", "cpu", "--dtype", dtype, "--json"]) == 0
+        assert [c["name"] for c in json.loads(capsys.readouterr().out)["checks"]] == [name]
+
+
+def test_the_dtype_changes_what_is_allowed(monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "x  1.20e-07   1.00e-05  ok\n", "")
+
+    monkeypatch.setattr("xicon_infer.doctor_parity.subprocess.run", run)
+    replay(None, device="cuda", dtype="bfloat16")
+    replay(None)
+    assert commands[0][3:7] == ["--device", "cuda", "--dtype", "bf16"]
+    assert commands[1][3:7] == ["--device", "cpu", "--dtype", "fp32"]
 
 
 @pytest.mark.gpu

@@ -3,7 +3,7 @@
     doctor               everything; exit code 0 if the tiny preset can run, else 6
     doctor --worker      only the checks that a worker makes when it starts; 6 if one fails
     doctor --selftest    what this device computes against the CPU in float64; 6 if one is off
-    doctor --parity      besides, the reference outputs of a source checkout, replayed on the CPU
+    doctor --parity      besides, the reference outputs of a source checkout, replayed on it too
 
 On a terminal the report is a table, elsewhere plain lines; `--json` prints an object.
 """
@@ -144,7 +144,8 @@ def _compute(options: Mapping[str, Any]) -> int:
     if "parity" in options:
         from xicon_infer.doctor_parity import replay
 
-        numbers += replay(options.get("golden"))
+        kind = str(dtype).removeprefix("torch.")
+        numbers += replay(options.get("golden"), device=device.type, dtype=kind)
     numbers += self_test(device, dtype)
     good = all(number.ok or number.skip for number in numbers)
     if "json" in options:

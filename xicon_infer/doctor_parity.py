@@ -1,8 +1,8 @@
 """`doctor --parity`: the replays of the source checkout, told like the self-test.
 
 The reference outputs and the code that replays them are part of the tests, not of the installed
-package. They run on the CPU in float32, as in the tests; what another device does to the numbers
-is the business of `doctor_selftest`.
+package. Networks run on the device and in the dtype that are asked for; in bfloat16 the errors
+allowed are those of bfloat16.
 """
 
 from __future__ import annotations
@@ -18,11 +18,19 @@ from xicon_infer.errors import BackendUnavailable
 _LINE = re.compile(r"(.+?)\s+(\S+)\s+(\d\.\d+e[+-]\d+)\s+(ok|FAIL|SKIP)(.*)")
 
 
-def replay(golden: Path | None, root: Path = Path(__file__).parents[1]) -> list[Number]:
+def replay(
+    golden: Path | None,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    root: Path = Path(__file__).parents[1],
+) -> list[Number]:
     """Returns one comparison per reference output.
 
     Args:
         golden: folder of reference outputs; those of the checkout if None.
+        device: "cpu" or "cuda".
+        dtype: "float32" or "bfloat16"; "float16" has no class of its own and is told as float32.
         root: of the checkout.
 
     Raises:
@@ -35,7 +43,9 @@ def replay(golden: Path | None, root: Path = Path(__file__).parents[1]) -> list[
             "'--selftest' needs nothing",
             field="parity",
         )
-    command = [sys.executable, "-m", "tests.parity", str(folder.absolute())]
+    kind = "bf16" if dtype == "bfloat16" else "fp32"
+    options = ["--device", device, "--dtype", kind]
+    command = [sys.executable, "-m", "tests.parity", *options, str(folder.absolute())]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     numbers = read_lines(done.stdout)
     if not numbers:
