@@ -34,16 +34,26 @@ def make_data(clips: int = 4, frames: int = 7) -> latents.Latents:
 
 def test_a_step_is_always_made_of_the_same() -> None:
     data = make_data()
-    first, again, other = (train_dit.draw_batch(data, step) for step in (3, 3, 4))
+    first, again, other = (train_dit.draw_batch([data], step) for step in (3, 3, 4))
     assert torch.equal(first.clean, again.clean)
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.sigma, again.sigma)
     assert first.noise.shape != other.noise.shape or not torch.equal(first.noise, other.noise)
 
 
+def test_sizes_are_drawn_by_their_shares_and_batches_cost_the_same() -> None:
+    small, large = make_data(frames=5), make_data(frames=5)
+    large = large._replace(video=large.video.repeat(1, 1, 1, 2, 2))
+    batches = [train_dit.draw_batch([small, large], step) for step in range(300)]
+    wide = [batch for batch in batches if batch.clean.shape[-1] == 16]
+    assert len(wide) / 300 == pytest.approx(0.35, abs=0.07)
+    assert {batch.clean[:, 0].numel() for batch in batches} == {9600, 8960}
+    assert {len(batch.clean) for batch in wide} == {7}
+
+
 def test_conditions_are_dropped_as_often_as_told() -> None:
     data = make_data(clips=2, frames=5)
-    batches = [train_dit.draw_batch(data, step) for step in range(400)]
+    batches = [train_dit.draw_batch([data], step) for step in range(400)]
     poses = sum(batch.pose is None for batch in batches) / 400
     references = sum(batch.reference is None for batch in batches) / 400
     assert poses == pytest.approx(0.25, abs=0.06)
@@ -60,7 +70,7 @@ def test_windows_start_anywhere_and_whole_clips_occur() -> None:
     data = make_data(clips=1, frames=7)
     lengths, starts = set(), set()
     for step in range(120):
-        batch = train_dit.draw_batch(data, step)
+        batch = train_dit.draw_batch([data], step)
         lengths.add(batch.clean.shape[2])
         for row in batch.clean:
             found = [
@@ -111,20 +121,20 @@ def test_a_stopped_training_ends_where_a_whole_one_does(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    train_dit.train(whole, steps=6, clips=2, device="cpu")
+    train_dit.train(whole, steps=6, clips=[2], device="cpu")
     real = train_dit.draw_batch
 
-    def stop(data: latents.Latents, step: int) -> train_dit.Batch:
+    def stop(data: list[latents.Latents], step: int) -> train_dit.Batch:
         if step == 4:
             raise KeyboardInterrupt
         return real(data, step)
 
     monkeypatch.setattr(train_dit, "draw_batch", stop)
     with pytest.raises(KeyboardInterrupt):
-        train_dit.train(parts, steps=6, clips=2, device="cpu")
+        train_dit.train(parts, steps=6, clips=[2], device="cpu")
     assert [file.name for file in parts.glob("*.pt")] == ["dit.pt"]
     monkeypatch.setattr(train_dit, "draw_batch", real)
-    train_dit.train(parts, steps=6, clips=2, device="cpu")
+    train_dit.train(parts, steps=6, clips=[2], device="cpu")
     mine, theirs = load_checkpoint(whole / "dit.pt"), load_checkpoint(parts / "dit.pt")
     assert mine is not None
     assert theirs is not None
@@ -136,8 +146,8 @@ def test_a_stopped_training_ends_where_a_whole_one_does(
 
 
 def test_missing_latents_are_told_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"tools\.tiny\.latents .* --clips 3"):
-        latents.read_latents(tmp_path / "latents_train", 3)
+    with pytest.raises(FileNotFoundError, match=r"tools\.tiny\.latents .* --size 96x160 --clips 3"):
+        latents.read_latents(tmp_path / "latents_96x160", 3)
 
 
 def test_the_loss_of_the_vae_falls() -> None:

@@ -1,6 +1,7 @@
 """Makes the training data of the tiny transformer: clips of the drawn world as latents.
 
-    python -m tools.tiny.latents --out runs/tiny --clips 800
+    python -m tools.tiny.latents --out runs/tiny --size 96x160 --clips 600
+    python -m tools.tiny.latents --out runs/tiny --size 128x224 --clips 300
 
 Each clip becomes one file, so that the command goes on where it was stopped and several of them
 (`--first`) can work at once. Text and picture states come from the same seeded encoders that the
@@ -23,7 +24,7 @@ from pipelines.loading import load_tiny
 from tools.tiny import vae_forward
 from tools.tiny.export import load_vae
 from tools.tiny.optimise import load_checkpoint, save_checkpoint
-from tools.tiny.train_vae import HEIGHT, WIDTH, to_video
+from tools.tiny.train_vae import to_video
 from tools.tiny.world import Clip, make_clip
 from xicon_infer.console import ConsoleProgress
 from xicon_infer.models.scail import ScailTransformer
@@ -31,6 +32,8 @@ from xicon_infer.models.vae import WanVAE
 from xicon_infer.types import SilentProgress
 
 CLIP_FRAMES = 49
+SIZES = ("96x160", "128x224")
+"""Width by height, pixels."""
 
 
 class Latents(NamedTuple):
@@ -81,7 +84,8 @@ def read_latents(folder: Path, count: int) -> Latents:
         if clip is None:
             raise FileNotFoundError(
                 f"clip {seed} of {count} is not in {folder}; make it with python -m "
-                f"tools.tiny.latents --out {folder.parent} --clips {count}"
+                f"tools.tiny.latents --out {folder.parent} --size {folder.name.split('_')[-1]} "
+                f"--clips {count}"
             )
         clips.append(clip)
     stacked = {name: torch.stack([c[name] for c in clips]) for name in Latents._fields[:-1]}
@@ -92,21 +96,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.latents", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run, with vae.pt")
-    parser.add_argument("--clips", type=int, default=800, help="make clips up to this number")
+    parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="pixels")
+    parser.add_argument("--clips", type=int, default=600, help="make clips up to this number")
     parser.add_argument("--first", type=int, default=0, help="number of the first clip to make")
-    parser.add_argument("--split", choices=("train", "test"), default="train")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     vae, encoders = load_vae(options.out), load_tiny("scail")
-    folder = options.out / f"latents_{options.split}"
+    folder = options.out / f"latents_{options.size}"
     progress = ConsoleProgress()
-    size = {"num_frames": CLIP_FRAMES, "height": HEIGHT, "width": WIDTH}
+    width, height = map(int, options.size.split("x"))
+    size = {"num_frames": CLIP_FRAMES, "height": height, "width": width}
     with progress.stage("encode clips"):
         for seed in range(options.first, options.clips):
             path = folder / f"{seed:05d}.pt"
             if not path.exists():
-                clip = make_clip(seed, split=options.split, **size)
+                clip = make_clip(seed, split="train", **size)
                 save_checkpoint(path, encode_clip(vae, encoders, clip))
             progress.step(seed + 1 - options.first, options.clips - options.first, "clip")
 

@@ -44,8 +44,10 @@ CONFIG = WanConfig(
 )
 LEARNING_RATE = 2e-3
 SHIFT = 5.0
-BATCH_FRAMES = 40
-"""Latent frames of a batch: 8 clips of 5, or 3 of 13."""
+BATCH_CELLS = 9600
+"""Latent cells of a batch: 8 clips of 5 frames of 12 x 20, 1 of 13 frames of 16 x 28."""
+SIZE_SHARES = {"96x160": 0.65, "128x224": 0.35}
+"""Size of the clips -> share of the batches."""
 LONG_SHARE = 0.15
 """Share of batches of whole clips; windows are longer than the usual 5 frames."""
 SAVE_EVERY = 250
@@ -63,17 +65,19 @@ class Batch(NamedTuple):
     pose: Tensor | None
 
 
-def draw_batch(data: Latents, step: int) -> Batch:
-    """Returns the batch of a step.
+def draw_batch(sizes: Sequence[Latents], step: int) -> Batch:
+    """Returns the batch of a step, from the clips of one of the sizes of `SIZE_SHARES`.
 
     A twentieth of the batches has no reference, a quarter no pose. Those have less noise: in the
     recipe the pose is active in the first half of the steps.
     """
     rng = np.random.default_rng(step)
     generator = torch.Generator().manual_seed(step)
+    shares = np.array(list(SIZE_SHARES.values()))[: len(sizes)]
+    data = sizes[rng.choice(len(sizes), p=shares / shares.sum())]
     whole = data.video.shape[2]
     frames = whole if rng.random() < LONG_SHARE else min(5, whole)
-    size = max(1, BATCH_FRAMES // frames)
+    size = max(1, BATCH_CELLS // (frames * data.video[0, 0, 0].numel()))
     with_pose, with_reference = rng.random() > 0.25, rng.random() > 0.05
     rows = torch.from_numpy(rng.integers(len(data.video), size=size))
     starts = rng.integers(whole - frames + 1, size=size) * (rng.random(size) > 0.25)
@@ -156,17 +160,20 @@ def look_at_pose(query: nn.Linear, key: nn.Linear, head_dim: int) -> None:
         layer.bias[:head_dim] = 2.0 * torch.stack((values.cos(), values.sin()), dim=1).flatten()
 
 
-def train(out: Path, *, steps: int, clips: int, device: str) -> Path:
+def train(out: Path, *, steps: int, clips: Sequence[int], device: str) -> Path:
     """Trains, or goes on training, and returns the file with the averaged weights.
 
     Args:
         out: folder of the run, with the latents of `tools.tiny.latents`.
         steps: of the whole run.
-        clips: how many of the clips to use.
+        clips: how many of the clips of each size to use, in the order of `SIZE_SHARES`.
         device: "cpu" or "cuda".
     """
     progress = ConsoleProgress()
-    data = read_latents(out / "latents_train", clips)
+    data = [
+        read_latents(out / f"latents_{size}", count)
+        for size, count in zip(SIZE_SHARES, clips, strict=False)
+    ]
     model = ScailTransformer(CONFIG)
     start_weights(model)
     model.to(device)
@@ -218,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.train_dit", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run, with latents")
     parser.add_argument("--steps", type=int, default=12000, help="of the whole run")
-    parser.add_argument("--clips", type=int, default=800, help="clips to train on")
+    parser.add_argument(
+        "--clips", type=int, nargs="+", default=[600, 300], help="clips of each size to train on"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(argv)

@@ -43,7 +43,7 @@ from xicon_infer.types import Progress
 CONFIG = VAEConfig(dim=24, num_res_blocks=1)
 HEIGHT, WIDTH, CLIP_FRAMES = 160, 96, 33
 LEARNING_RATE = 2e-3
-LATENT_NOISE, LATENT_PRICE = 0.15, 1e-3
+LATENT_NOISE, LATENT_PRICE = 0.3, 2e-3
 WHOLE_FROM = 0.85
 """From here on whole pictures instead of crops: attention in the middle sees the final size."""
 SAVE_EVERY = 200
