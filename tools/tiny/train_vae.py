@@ -222,7 +222,7 @@ def train(out: Path, *, steps: int, clips: int, device: str) -> Path:
             progress.step(step + 1 - first, steps - first)
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 save_run(path, step + 1, vae, average, optimisers)
-                write_log(out / "vae.jsonl", step + 1, float(loss), measure(average, held_out))
+                write_log(out / "vae.jsonl", step + 1, loss.item(), measure(average, held_out))
     return path
 
 
