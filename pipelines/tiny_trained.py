@@ -26,6 +26,9 @@ FILES: Mapping[str, Path] = MappingProxyType(
 )
 """Component -> its file."""
 
+LORA = Path(__file__).with_name("tiny_weights") / "grey_tiny_lora.safetensors"
+"""A LoRA of the transformer that takes the colours away."""
+
 
 def trained_states() -> dict[str, dict[str, Tensor]]:
     """Returns component -> tensors, as the files hold them (fp8 with scales, float16)."""

@@ -21,6 +21,7 @@ from benchmarks.machine import environment
 from pipelines.frames import decode_frames, encode_frames
 from pipelines.loading import LoadOptions, load_tiny
 from pipelines.scail import ScailOptions, ScailPipeline
+from pipelines.tiny_trained import LORA
 from tools.tiny.measure import flicker_ratio, identity_error, pose_agreement, psnr, seam
 from tools.tiny.train_vae import HEIGHT, WIDTH
 from tools.tiny.world import Clip, make_clip
@@ -185,6 +186,35 @@ def measure_storage(clips: Sequence[Clip]) -> dict[str, float]:
     return found
 
 
+def measure_lora(clips: Sequence[Clip]) -> dict[str, float]:
+    """Returns how colourful videos are without, with half and with all of the grey LoRA.
+
+    Also how far the LoRA merged into the weights (fp8 again afterwards, and bf16) is from the one
+    that runs beside them, levels (of 255).
+    """
+    kinds: dict[str, LoadOptions] = {
+        "without": LoadOptions(),
+        "half": LoadOptions(loras=((str(LORA), 0.5),)),
+        "beside": LoadOptions(loras=((str(LORA), 1.0),)),
+        "merged": LoadOptions(loras=((str(LORA), 1.0),), lora_mode="merge"),
+        "merged_bf16": LoadOptions(loras=((str(LORA), 1.0),), storage="merged-bf16"),
+    }
+    videos = {}
+    for name, options in kinds.items():
+        pipeline = ScailPipeline(load_tiny("scail", options))
+        videos[name] = [generate(pipeline, clip).astype(float) for clip in clips]
+    found = {
+        f"saturation_{name}": float(np.mean([np.ptp(v, axis=-1).mean() for v in videos[name]]))
+        for name in ("without", "half", "beside", "merged")
+    }
+    for name in ("merged", "merged_bf16"):
+        pairs = zip(videos[name], videos["beside"], strict=True)
+        found[f"drift_lora_{name}_levels"] = float(
+            np.mean([np.abs(a - b).mean() for a, b in pairs])
+        )
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.evaluate", description=__doc__)
@@ -204,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         long = [test_clip(i, LONG_FRAMES) for i in range(options.long_clips)]
         figures |= measure_long(pipeline, long, progress)
     with progress.stage("storage"):
-        figures |= measure_storage(short[:4])
+        figures |= measure_storage(short[:4]) | measure_lora(short[:4])
     result = environment("tools.tiny.evaluate", "cpu") | {
         "question": "Does the tiny model dance, and as whom?",
         "clips": {"short": options.clips, "long": options.long_clips},
