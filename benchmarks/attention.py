@@ -5,7 +5,7 @@ to cut the work of our 8-bit kernel one by one. Self-attention at the tokens of 
 (32,760), SCAIL 416x672x81 with and without a pose (29,757 and 24,024) and 17 frames (7,917);
 cross-attention to 512 text and 257 image tokens. The error is that of some queries and heads
 against float32. Random numbers; a kernel that does not run is named with its reason. Writes one
-JSON file.
+JSON file, anew after each shape.
 
     python -m benchmarks.attention --device cuda
     python -m benchmarks.attention --device cuda --tokens 32760 --no-cuts
@@ -65,8 +65,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.device == "cpu":
         torch.set_num_threads(1)
     report = environment("benchmarks.attention", args.device)
-    report |= measure(args, shapes_of(args))
-    path = write(report, args.out / f"attention_{args.device}{'_tiny' if args.tiny else ''}.json")
+    path = args.out / f"attention_{args.device}{'_tiny' if args.tiny else ''}.json"
+    for figures in measure(args, shapes_of(args)):
+        report |= figures
+        write(report, path)
     print(table(report))
     print(f"written to {path}")
 
@@ -94,8 +96,8 @@ def shapes_of(args: argparse.Namespace) -> list[Shape]:
 
 
 @torch.inference_mode()
-def measure(args: argparse.Namespace, shapes: Sequence[Shape]) -> dict[str, Any]:
-    """Returns the figures of every shape."""
+def measure(args: argparse.Namespace, shapes: Sequence[Shape]) -> Iterator[dict[str, Any]]:
+    """Yields the figures of the shapes so far, after each."""
     device, dtype = torch.device(args.device), torch.bfloat16
     probes = probe_backends(device, dtype, shapes[0].head_dim)
     absent = {probe.name: probe.reason for probe in probes if not probe.available}
@@ -104,8 +106,10 @@ def measure(args: argparse.Namespace, shapes: Sequence[Shape]) -> dict[str, Any]
         absent["math"] = "it holds all scores: L x L numbers for every head"
         running.remove("math")
     entries = list(entries_of(running, device, shapes[0].head_dim, cuts=not args.no_cuts))
-    cases = [case_of(shape, entries, device, dtype, args.rounds) for shape in shapes]
-    return {"dtype": "bfloat16", "absent": absent, "cases": cases}
+    cases = []
+    for shape in shapes:
+        cases.append(case_of(shape, entries, device, dtype, args.rounds))
+        yield {"dtype": "bfloat16", "absent": absent, "cases": cases}
 
 
 def entries_of(

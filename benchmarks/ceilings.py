@@ -24,6 +24,7 @@ from benchmarks.fp8_linear import SHAPES
 from benchmarks.machine import RESULTS, environment, median_seconds, write
 from xicon_infer.formulas import Ceiling
 from xicon_infer.ops.attention import EIGHT_BIT, attention, kernel_context, probe_backends
+from xicon_infer.ops.attention_packages import first_line, kernel_errors
 from xicon_infer.ops.linear import quantize_weight
 
 # How often a block calls each layer: cross-attention adds its own q and o to the o of
@@ -191,9 +192,8 @@ def _attempt(call: Any, flops: int, device: str, rounds: int) -> dict[str, Any]:
     """Returns the rate of a call, or why it does not run."""
     try:
         return _rate(flops, median_seconds(call, device, rounds=rounds))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        # Kernels refuse a shape, dtype or device each with their own exception class.
-        return {"left_out": str(error).strip().splitlines()[0]}
+    except kernel_errors() as error:
+        return {"left_out": first_line(error)}
 
 
 def _rate(flops: int, seconds: float) -> dict[str, Any]:

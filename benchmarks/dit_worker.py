@@ -147,6 +147,8 @@ def breakdown(
             (event.name, event.time_range.start, event.time_range.end)
             for event in recorded.events()
             if event.device_type == torch.autograd.DeviceType.CUDA
+            # Ranges that torch.compile marks on the device hold the kernels that are listed too.
+            and not getattr(event, "is_user_annotation", False)
         ]
         times = [(name, end - start) for name, start, end in spans]
         gaps = idle(sorted((start, end) for _, start, end in spans))

@@ -4,7 +4,7 @@ Each step of a block at the width of Wan2.1 14B and the tokens of 480x832x81 (32
 416x672x81 (29,757) and 17 frames (7,917): as PyTorch runs it, as torch.compile makes it, and our
 kernel. GB/s are those of the least traffic, every input read once and every output written once, so
 the three compare by time. In turns; the error is against the formula in float64. What does not run
-is named with its reason. Writes one JSON file.
+is named with its reason. Writes one JSON file, anew after each step.
 
     python -m benchmarks.fused --device cuda
     python -m benchmarks.fused --tiny
@@ -13,7 +13,7 @@ is named with its reason. Writes one JSON file.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.machine import RESULTS, environment, relative_error, seconds_of, spread, write
 from xicon_infer.ops import fused, fused_eager
+from xicon_infer.ops.attention_packages import first_line
 from xicon_infer.ops.fused_choice import kernels_problem
 from xicon_infer.ops.linear import QuantizedRows
 from xicon_infer.ops.rope import Rope
@@ -64,8 +65,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if args.device == "cpu":
         torch.set_num_threads(1)
     report = environment("benchmarks.fused", args.device)
-    report |= measure(args)
-    path = write(report, args.out / f"fused_{args.device}{'_tiny' if args.tiny else ''}.json")
+    path = args.out / f"fused_{args.device}{'_tiny' if args.tiny else ''}.json"
+    for figures in measure(args):
+        report |= figures
+        write(report, path)
     print(table(report))
     print(f"written to {path}")
 
@@ -83,8 +86,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 @torch.inference_mode()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the figures of every step at every number of tokens."""
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields the figures of the steps so far, after each, at every number of tokens."""
     device = torch.device(args.device)
     left_out: dict[str, str] = {}
     if problem := kernels_problem("triton", device, torch.bfloat16):
@@ -92,12 +95,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.no_compile or args.device == "cpu":
         left_out[COMPILED] = "left out on request" if args.no_compile else "made for a GPU only"
     sizes = TINY if args.tiny else Sizes()
-    cases = [
-        measure_one(step, tokens, left_out, args)
-        for tokens in args.tokens or (TINY_TOKENS if args.tiny else TOKENS)
-        for step in steps_of(tokens, sizes, args.device)
-    ]
-    return {"dtype": "bfloat16", "sizes": sizes._asdict(), "left_out": left_out, "cases": cases}
+    cases = []
+    for tokens in args.tokens or (TINY_TOKENS if args.tiny else TOKENS):
+        for step in steps_of(tokens, sizes, args.device):
+            cases.append(measure_one(step, tokens, left_out, args))
+            told = {"dtype": "bfloat16", "sizes": sizes._asdict()}
+            yield told | {"left_out": left_out, "cases": cases}
 
 
 def measure_one(
@@ -109,8 +112,12 @@ def measure_one(
         forms["ours"] = step.ours
     if COMPILED not in left_out:
         torch.compiler.reset()
-        forms[COMPILED] = torch.compile(step.plain, fullgraph=True)
+        # A graph for each length: after the few rows of the check the next would be for any.
+        forms[COMPILED] = torch.compile(step.plain, fullgraph=True, dynamic=False)
     few = tuple(_first_rows(each, tokens) for each in step.given)
+    if COMPILED in forms and (reason := refusal(forms[COMPILED], few)):
+        left_out[COMPILED] = reason
+        del forms[COMPILED]
     exact = _told(step.plain(*(_double(each) for each in few)))
     errors = {name: relative_error(_told(form(*few)), exact) for name, form in forms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in forms}
@@ -126,6 +133,15 @@ def measure_one(
         each["gb_per_s"] = round(step.bytes / max(each["median_s"], 1e-9) / 1e9, 3)
         each["speed_up"] = round(found["PyTorch"]["median_s"] / max(each["median_s"], 1e-9), 3)
     return {"step": step.name, "tokens": tokens, "bytes": step.bytes, "forms": found}
+
+
+def refusal(form: Callable[..., Any], given: tuple[Any, ...]) -> str:
+    """Returns why a compiled form does not run, or "" if it does."""
+    try:
+        form(*given)
+    except RuntimeError as error:  # those of torch.compile derive from it
+        return first_line(error)
+    return ""
 
 
 def steps_of(tokens: int, sizes: Sizes, device: str) -> list[Step]:

@@ -79,8 +79,8 @@ PARTS = (
     Part(
         "vae",
         75,
-        "benchmarks.vae --device cuda --dtype bfloat16 --sizes 832x480x81 --chunks 1 2 4 "
-        "--rounds 3 --out {work}",
+        "benchmarks.vae --device cuda --dtype bfloat16 --sizes 832x480x81 --chunks 1 4 "
+        "--rounds 2 --out {work}",
         "benchmarks.vae --height 16 --width 16 --frames 5 --chunks 1 --rounds 1 --out {work}",
         needs=("diffusers",),
     ),

@@ -77,16 +77,21 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def run_size(models: Models, args: argparse.Namespace) -> Path:
-    """Measures both directions at one size; writes and prints the result, returns its file."""
+    """Measures both directions at one size; writes and prints the result, returns its file.
+
+    The file is written anew after each direction: a run cut short leaves what it has.
+    """
     report: dict[str, Any] = describe(args)
     report["kernels"] = models.fast.why_not_fused() or "triton"
-    for task in ("decode", "encode"):
-        report[task] = measure(task, candidates(task, models, args), args)
-    report["switches"] = {task: switches(report[task]) for task in ("decode", "encode")}
-    report["doubling"] = measure_doubling(models.fast, args)
     name = f"vae_{args.device}_{args.width}x{args.height}x{args.frames}_{args.dtype}.json"
     path: Path = args.out / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    report["switches"] = {}
+    for task in ("decode", "encode"):
+        report[task] = measure(task, candidates(task, models, args), args)
+        report["switches"][task] = switches(report[task])
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    report["doubling"] = measure_doubling(models.fast, args)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     return path

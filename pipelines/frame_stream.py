@@ -49,7 +49,7 @@ def begin_copy(frames: Tensor) -> Copy:
     host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
     host.copy_(frames, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    event.record(torch.cuda.current_stream(frames.device))
     return Copy(host, event.synchronize)
 
 

@@ -42,6 +42,16 @@ def sampling_stages(job: Job, sizes: Sizes, steps: Sequence[StepPlan]) -> tuple[
     return (*encoders, *_encode_stage(job, sizes), _sample(job, sizes, steps), _decode(job, sizes))
 
 
+def decoder_notes(job: Job) -> tuple[str, ...]:
+    """Returns what the stages of the VAE do not count."""
+    notes = []
+    if job.decoder == "tiny":
+        notes.append("decode video counts the VAE, not decoder tiny")
+    if job.vae_chunk != "auto":
+        notes.append("the stages do not count 'vae_chunk'; the plan for a card (--gpu) does")
+    return tuple(notes)
+
+
 def batched(job: Job, sizes: Sizes) -> bool:
     """Returns whether the guidance branches of a job share one forward pass.
 

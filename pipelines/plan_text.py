@@ -24,7 +24,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"           {driven}{latent}"
     if plan.steps:
         yield _sampling_line(plan)
-        most = "" if plan.settings["step_cache"] == "none" else "up to "
+        most = "up to " if plan.skips else ""
         forwards = f"{most}{plan.forwards} forward passes of at most {plan.tokens:,} tokens, "
     else:
         forwards = ""

@@ -66,7 +66,8 @@ class Plan:
     thinning out. tokens: L of the longest forward pass. forwards: of all steps. Without sampling
     there are no steps, latent frames, tokens and forwards. peak_memory_bytes: with one component on
     the device at a time. resident_memory_bytes: with all of them there. notes: what the numbers do
-    not count. memory: where the networks lie on the card that was asked for.
+    not count. memory: where the networks lie on the card that was asked for. skips: a step cache
+    may leave forward passes out.
     """
 
     pipeline: str
@@ -91,6 +92,7 @@ class Plan:
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     memory: tuple[str, ...] = ()
+    skips: bool = False
 
 
 def file_plan(entry: FileEntry, search_dirs: Sequence[Path]) -> FilePlan:

@@ -126,6 +126,17 @@ def test_a_spent_budget_is_told(monkeypatch, tmp_path):
     assert all("budget of 0 s" in line for line in report["left_out"])
 
 
+def test_times_are_taken_without_the_rates_of_the_card_too(monkeypatch, tmp_path):
+    words = ["--tiny", "--turns", 1, "--rounds", 1, "--tokens", 32, "--candidates", "O1"]
+    words += ["--no-errors", "--no-profile", "--ceilings", tmp_path / "rates.json"]
+    run(monkeypatch, dit, *words, "--out", tmp_path)
+    report = json.loads((tmp_path / "dit_cpu_2layers_tiny.json").read_text())
+    assert report["ceilings"] == {"ceiling": None, "left_out": "rates.json is not there"}
+    found = report["results"]["32"]["O1"]
+    assert found["median_s"] > 0
+    assert "floor_s" not in found
+
+
 def turn(seconds, clock):
     card = None if clock is None else {"sm_clock_mhz": clock}
     return {"first_call_s": 9.0, "seconds": seconds, "card_before": card, "card_after": card,

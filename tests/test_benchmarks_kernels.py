@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import torch
 
@@ -33,6 +34,18 @@ def test_kernels(tmp_path):
     for case in report["cases"]:
         assert case["forms"]["PyTorch"]["relative_error"] < 3e-2
     assert "GB/s" in fused.table(report)
+
+
+def test_what_does_not_compile_is_left_out_with_its_reason(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no C compiler\ndetails")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    args, left_out = Namespace(device="cpu", rounds=1), {"ours": "needs a GPU"}
+    step = fused.steps_of(4, fused.TINY, "cpu")[0]
+    case = fused.measure_one(step, 4, left_out, args)
+    assert list(case["forms"]) == ["PyTorch"]
+    assert left_out["compile"] == "no C compiler"
 
 
 def test_bytes_are_those_of_inputs_and_outputs():

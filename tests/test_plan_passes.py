@@ -126,6 +126,23 @@ def test_options_without_effect_in_a_short_video_are_told_by_the_plan() -> None:
     assert moving.startswith("'step_cache' teacache has no effect: the windows of uniform")
 
 
+def test_passes_that_no_cache_can_skip_are_counted_exactly() -> None:
+    moving = make_plan(job_of(num_frames=161, **CACHED))
+    assert not moving.skips
+    assert f"work       {moving.forwards} forward passes" in format_plan(moving)
+    still = make_plan(job_of(num_frames=161, context_schedule="static_standard", **CACHED))
+    assert still.skips
+    assert f"work       up to {still.forwards} forward passes" in format_plan(still)
+
+
+def test_the_plan_says_what_decoding_leaves_out() -> None:
+    assert make_plan(job_of()).notes == ()
+    (tiny,) = make_plan(job_of(decoder="tiny")).notes
+    (chunk,) = make_plan(job_of(vae_chunk=2)).notes
+    assert "decoder tiny" in tiny
+    assert "'vae_chunk'" in chunk
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [

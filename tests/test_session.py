@@ -121,3 +121,11 @@ def test_the_report_says_how_weights_lie(jobs):
 def test_memory_is_not_planned_on_the_cpu(jobs):
     jobs.run(memory="stream")
     assert any("no effect on the CPU" in warning for warning in jobs.result.warnings)
+
+
+def test_a_search_of_cudnn_is_said_to_be_idle_on_the_cpu(jobs):
+    told = "'cudnn_benchmark' has no effect on the CPU"
+    jobs.run()
+    assert told not in jobs.result.warnings
+    jobs.run(cudnn_benchmark=True)
+    assert told in jobs.result.warnings

@@ -44,7 +44,8 @@ def format_numbers(numbers: Sequence[Number]) -> list[str]:
     """Returns one line per comparison: name, error, tolerance, verdict."""
     width = max((len(number.name) for number in numbers), default=0)
     return [
-        f"{number.name:<{width}}  {number.error:9.2e}  {number.tolerance:9.2e}  "
+        f"{number.name:<{width}}  {'-' if number.skip else f'{number.error:.2e}':>9}  "
+        f"{number.tolerance:9.2e}  "
         f"{f'skip: {number.skip}' if number.skip else 'ok' if number.ok else 'FAIL'}"
         for number in numbers
     ]

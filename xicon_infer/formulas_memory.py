@@ -121,20 +121,6 @@ def swapped_blocks(excess_bytes: int, block: int, blocks: int, buffer: int = 0) 
     return swapped if swapped <= blocks else None
 
 
-def swap_seconds(block: int, bus_bytes_per_s: float) -> float:
-    """Returns c, the seconds that the copy of one block takes."""
-    return block / bus_bytes_per_s
-
-
-def block_seconds(
-    shape: DitShape, tokens: int, gemm_flop_per_s: float, attention_flop_per_s: float
-) -> float:
-    """Returns k(L), the seconds that one block computes; cross-attention left out."""
-    linear = formulas.linear_flops(shape, tokens) / gemm_flop_per_s
-    attention = formulas.self_attention_flops(shape, tokens) / attention_flop_per_s
-    return (linear + attention) / shape.layers
-
-
 def swap_stall_seconds(copy_s: float, compute_s: float, blocks: int, swapped: int) -> float:
     """Returns the seconds that a forward pass waits for copies, pass after pass.
 

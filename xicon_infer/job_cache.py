@@ -77,8 +77,9 @@ def refuse_cache(
     first, last = first_cached(method, span[0]), num_steps - 1 if span[1] == -1 else span[1]
     if first > min(last, num_steps - 1):
         raise InvalidRequest(
-            f"'step_cache_start' {first} is behind the last cached step: 'step_cache_end' is "
-            f"{last} and the last of {num_steps} steps is {num_steps - 1}; use a smaller start",
+            f"'step_cache_start' {first} is behind the last cached step, "
+            f"{min(last, num_steps - 1)} of steps 0 to {num_steps - 1} ('step_cache_end' "
+            f"{span[1]}); use a smaller start",
             field="step_cache_start",
             code="OUT_OF_RANGE",
         )

@@ -88,6 +88,8 @@ class Session:
         parts.follow(plan)
         parts.fixed_vae_chunk = None if job.vae_chunk == "auto" else job.vae_chunk
         parts.cudnn_search = job.cudnn_benchmark
+        if job.cudnn_benchmark and device.type != "cuda":
+            recorder.warn("'cudnn_benchmark' has no effect on the CPU")
         parts.vae.kernels = "auto" if job.kernels == "compile" else job.kernels
         parts.facts["vae_kernels"] = parts.vae.why_not_fused(device) or "triton"
         parts.facts["memory"] = _told(plan)

@@ -137,8 +137,9 @@ def test_another_flash_of_pytorch_is_put_in_and_taken_out(monkeypatch):
         pass
 
 
-def test_a_pytorch_that_cannot_exchange_its_flash_says_so(monkeypatch):
-    monkeypatch.delattr(torch.nn.attention, "activate_flash_attention_impl", raising=False)
+@pytest.mark.parametrize("lacks", ["activate_flash_attention_impl", "restore_flash_attention_impl"])
+def test_a_pytorch_that_cannot_exchange_its_flash_says_so(lacks, monkeypatch):
+    monkeypatch.delattr(torch.nn.attention, lacks, raising=False)
     attention_packages.use_flash("flash")
     with pytest.raises(RuntimeError, match="cannot exchange its flash kernel"):
         attention_packages.use_flash("torch_flash3")

@@ -91,9 +91,12 @@ def test_the_kernels_on_a_gpu(dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*TF32")  # some PyTorch tell of another way to switch it off
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_a_vae_with_kernels_on_a_gpu(chunk):
     plain, fused = (tiny_vae(kernels=kernels).cuda() for kernels in ("eager", "triton"))
     latents = noise(1, 4, 5, 6, 9)
-    wanted, got = plain.decode(latents), fused.decode(latents, chunk=chunk)
+    # Not every kernel of cuDNN rounds to TF32, and another chunk may get another one.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        wanted, got = plain.decode(latents), fused.decode(latents, chunk=chunk)
     assert ((got - wanted).norm() / wanted.norm()) < 1e-3

@@ -205,10 +205,11 @@ def quantize(x: Tensor, mean: Tensor | None, factor: float, *, by_row: bool) -> 
     scales = torch.empty(
         batch, heads, length if by_row else blocks, dtype=torch.float32, device=x.device
     )
-    quantize_kernel[(blocks, heads, batch)](
-        x, out if mean is None else mean, out, scales, length, heads, *x.stride()[:3], factor,
-        WIDTH=width, ROWS=_ROWS, SMOOTH=mean is not None, BY_ROW=by_row,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        quantize_kernel[(blocks, heads, batch)](
+            x, out if mean is None else mean, out, scales, length, heads, *x.stride()[:3], factor,
+            WIDTH=width, ROWS=_ROWS, SMOOTH=mean is not None, BY_ROW=by_row,
+        )  # fmt: skip
     return out, scales
 
 
@@ -234,11 +235,12 @@ def launch(
     try:
         q8, q_scale = quantize(q, None, LOG2_E / width**0.5, by_row=True)
         k8, k_scale = quantize(k, mean, 1.0, by_row=False)
-        attention_kernel[(triton.cdiv(length, config.queries), heads, batch)](
-            q8, q_scale, k8, k_scale, v, out, length, keys, heads, *v.stride()[:3],
-            WIDTH=width, QUERIES=config.queries, KEYS=KEY_BLOCK,
-            num_warps=config.warps, num_stages=config.stages,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):
+            attention_kernel[(triton.cdiv(length, config.queries), heads, batch)](
+                q8, q_scale, k8, k_scale, v, out, length, keys, heads, *v.stride()[:3],
+                WIDTH=width, QUERIES=config.queries, KEYS=KEY_BLOCK,
+                num_warps=config.warps, num_stages=config.stages,
+            )  # fmt: skip
     except TritonError as error:
         raise RuntimeError(f"Triton: {str(error).strip().splitlines()[0]}") from error
     return out

@@ -90,7 +90,9 @@ def use_flash(kernel: str) -> None:
     """
     implementation = FLASH_IMPLEMENTATIONS.get(kernel)
     flash: Any = torch.nn.attention
-    if not hasattr(flash, "activate_flash_attention_impl"):
+    # PyTorch 2.10 can put another implementation in place, but not take it away again.
+    needed = ("activate_flash_attention_impl", "restore_flash_attention_impl")
+    if not all(hasattr(flash, name) for name in needed):
         if implementation is None:
             return
         raise RuntimeError(f"PyTorch {torch.__version__} cannot exchange its flash kernel")

@@ -6,6 +6,7 @@ where there is no GPU. The CUDA form is unverified on a GPU.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import torch
@@ -98,7 +99,12 @@ class CudaLanes:
         Not `Tensor.pin_memory`: that copies, and rounds every size up to a power of two.
         """
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        return int(runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0)) == 0
+        locked = int(runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0)) == 0
+        if not locked:
+            # CUDA keeps the error, and the next kernel, whichever it is, would be blamed for it.
+            with suppress(RuntimeError):
+                torch.ones(1, device=self.device)
+        return locked
 
     def unpin(self, host: Tensor) -> None:
         """Unlocks the pages."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from xicon_infer.errors import InvalidRequest
 from xicon_infer.ops.lanes import Lanes, lanes_of
-from xicon_infer.ops.packing import Place, end, layout
+from xicon_infer.ops.packing import Place, end, layout, own_pages
 from xicon_infer.ops.placing import (
     KV_NORMS,
     bring,
@@ -277,7 +277,7 @@ class BlockSwap:
             return
         # An old packing is never written to: an undo copy of a LoRA may be a view of it.
         places = layout(tensors)
-        host = torch.empty(end(places), dtype=torch.uint8)
+        host = own_pages(end(places))
         homes = [place.view(host) for place in places]
         for home, tensor in zip(homes, tensors, strict=True):
             home.copy_(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -44,3 +45,14 @@ def layout(tensors: Iterable[Tensor]) -> list[Place]:
 def end(places: Sequence[Place]) -> int:
     """Returns the bytes of the buffer."""
     return places[-1].offset + places[-1].nbytes if places else 0
+
+
+def own_pages(size: int) -> Tensor:
+    """Returns host memory, uint8 [size], in pages that hold nothing else.
+
+    Memory is locked by whole pages; a page that two buffers share may be refused to the second.
+    """
+    page = mmap.PAGESIZE
+    room = torch.empty(page + -(-size // page) * page, dtype=torch.uint8)
+    start = -room.data_ptr() % page
+    return room[start : start + size]

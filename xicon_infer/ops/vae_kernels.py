@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ _EPSILON = 1e-12
 
 MAX_CHANNELS = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Triton launches on the current device, which need not be that of the tensors.
+_device_of: Any = torch.cuda.device_of
 # Of the largest value; the kernel and the plain operations differ by their roundings.
 _TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -182,17 +185,20 @@ def _triton() -> ModuleType:
 def _window_op(
     x: Tensor, gain: Tensor | None, bias: Tensor | None, kept: Tensor, window: Tensor
 ) -> None:
-    _triton().fill_window(x, gain, bias, kept, window)
+    with _device_of(x):
+        _triton().fill_window(x, gain, bias, kept, window)
 
 
 @torch.library.custom_op("xicon::vae_add", mutates_args=("y",))
 def _add_op(y: Tensor, bias: Tensor, other: Tensor | None) -> None:
-    _triton().add_bias(y, bias, other)
+    with _device_of(y):
+        _triton().add_bias(y, bias, other)
 
 
 @torch.library.custom_op("xicon::vae_interleave", mutates_args=("out",))
 def _interleave_op(pairs: Tensor, bias: Tensor, out: Tensor) -> None:
-    _triton().interleave(pairs, bias, out)
+    with _device_of(out):
+        _triton().interleave(pairs, bias, out)
 
 
 @_window_op.register_fake
