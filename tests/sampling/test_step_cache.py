@@ -206,7 +206,13 @@ def test_options_make_the_cache_they_name():
         ({"method": "teacache"}, 11, "auto", "step_cache", "at least 12 steps, got 11"),
         ({"method": "easycache"}, 12, "batched", "guidance_batching", "each branch alone"),
         ({"method": "magcache", "start": 12}, 12, "auto", "step_cache_start", "behind the last"),
-        ({"method": "magcache", "start": 5, "end": 4}, 20, "auto", "step_cache_start", "cached step, 4 of"),
+        (
+            {"method": "magcache", "start": 5, "end": 4},
+            20,
+            "auto",
+            "step_cache_start",
+            "cached step, 4 of",
+        ),
     ],
 )
 def test_runs_that_a_cache_does_not_suit_are_refused(values, steps, batching, field, message):
