@@ -326,9 +326,14 @@ def test_ctrl_c_stops_the_reading(file):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)  # the signal ends the sleep
 
+    # A test runner started in the background ignores SIGINT, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        stream_tensors(open_checkpoint(file), device=CPU, progress=Steps(interrupt))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stream_tensors(open_checkpoint(file), device=CPU, progress=Steps(interrupt))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - start < 1
     assert readers() == []
 
