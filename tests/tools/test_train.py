@@ -41,10 +41,10 @@ def test_a_step_is_always_made_of_the_same() -> None:
     assert first.noise.shape != other.noise.shape or not torch.equal(first.noise, other.noise)
 
 
-def test_sizes_are_drawn_by_their_shares_and_batches_cost_the_same() -> None:
+def test_kinds_are_drawn_by_their_shares_and_batches_cost_the_same() -> None:
     small, large = make_data(frames=5), make_data(frames=5)
     large = large._replace(video=large.video.repeat(1, 1, 1, 2, 2))
-    batches = [train_dit.draw_batch([small, large], step) for step in range(300)]
+    batches = [train_dit.draw_batch([small, small, large], step) for step in range(300)]
     wide = [batch for batch in batches if batch.clean.shape[-1] == 16]
     assert len(wide) / 300 == pytest.approx(0.35, abs=0.07)
     assert {batch.clean[:, 0].numel() for batch in batches} == {9600, 8960}
@@ -146,8 +146,8 @@ def test_a_stopped_training_ends_where_a_whole_one_does(
 
 
 def test_missing_latents_are_told_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"tools\.tiny\.latents .* --size 96x160 --clips 3"):
-        latents.read_latents(tmp_path / "latents_96x160", 3)
+    with pytest.raises(FileNotFoundError, match=r"tools\.tiny\.latents .* --kind 96x160x17 --clips 3"):
+        latents.read_latents(tmp_path / "latents_96x160x17", 3)
 
 
 def test_the_loss_of_the_vae_falls() -> None:

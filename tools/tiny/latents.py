@@ -1,18 +1,21 @@
 """Makes the training data of the tiny transformer: clips of the drawn world as latents.
 
-    python -m tools.tiny.latents --out runs/tiny --size 96x160 --clips 600
-    python -m tools.tiny.latents --out runs/tiny --size 128x224 --clips 300
+    python -m tools.tiny.latents --out runs/tiny --kind 96x160x17 --clips 900
+    python -m tools.tiny.latents --out runs/tiny --kind 96x160x49 --clips 100
+    python -m tools.tiny.latents --out runs/tiny --kind 128x224x49 --clips 160
 
-Each clip becomes one file, so that the command goes on where it was stopped and several of them
-(`--first`) can work at once. Text and picture states come from the same seeded encoders that the
+Many short clips show many characters; long ones teach what windows look like. Each clip becomes
+one file, so that the command goes on where it was stopped and several of them (`--first`) can work
+at once. Text and picture states come from the same seeded encoders that the
 tiny preset has.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -31,9 +34,24 @@ from xicon_infer.models.scail import ScailTransformer
 from xicon_infer.models.vae import WanVAE
 from xicon_infer.types import SilentProgress
 
-CLIP_FRAMES = 49
-SIZES = ("96x160", "128x224")
-"""Width by height, pixels."""
+
+class Kind(NamedTuple):
+    """Clips of one size and length: pixels, frames, and the seed of the first one."""
+
+    width: int
+    height: int
+    num_frames: int
+    first_seed: int
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "96x160x17": Kind(96, 160, 17, 0),
+        "96x160x49": Kind(96, 160, 49, 100_000),
+        "128x224x49": Kind(128, 224, 49, 200_000),
+    }
+)
+"""Width x height x frames -> the kind; each has characters of its own."""
 
 
 class Latents(NamedTuple):
@@ -79,12 +97,12 @@ def read_latents(folder: Path, count: int) -> Latents:
         FileNotFoundError: one is not there; the message names the command that makes it.
     """
     clips = []
-    for seed in range(count):
-        clip = load_checkpoint(folder / f"{seed:05d}.pt")
+    for number in range(count):
+        clip = load_checkpoint(folder / f"{number:05d}.pt")
         if clip is None:
             raise FileNotFoundError(
-                f"clip {seed} of {count} is not in {folder}; make it with python -m "
-                f"tools.tiny.latents --out {folder.parent} --size {folder.name.split('_')[-1]} "
+                f"clip {number} of {count} is not in {folder}; make it with python -m "
+                f"tools.tiny.latents --out {folder.parent} --kind {folder.name.split('_')[-1]} "
                 f"--clips {count}"
             )
         clips.append(clip)
@@ -96,24 +114,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.latents", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run, with vae.pt")
-    parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="pixels")
-    parser.add_argument("--clips", type=int, default=600, help="make clips up to this number")
+    parser.add_argument("--kind", choices=tuple(KINDS), required=True, help="pixels x frames")
+    parser.add_argument("--clips", type=int, required=True, help="make clips up to this number")
     parser.add_argument("--first", type=int, default=0, help="number of the first clip to make")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     vae, encoders = load_vae(options.out), load_tiny("scail")
-    folder = options.out / f"latents_{options.size}"
+    folder = options.out / f"latents_{options.kind}"
     progress = ConsoleProgress()
-    width, height = map(int, options.size.split("x"))
-    size = {"num_frames": CLIP_FRAMES, "height": height, "width": width}
+    kind = KINDS[options.kind]
+    size = {"num_frames": kind.num_frames, "height": kind.height, "width": kind.width}
     with progress.stage("encode clips"):
-        for seed in range(options.first, options.clips):
-            path = folder / f"{seed:05d}.pt"
+        for number in range(options.first, options.clips):
+            path = folder / f"{number:05d}.pt"
             if not path.exists():
-                clip = make_clip(seed, split="train", **size)
+                clip = make_clip(kind.first_seed + number, split="train", **size)
                 save_checkpoint(path, encode_clip(vae, encoders, clip))
-            progress.step(seed + 1 - options.first, options.clips - options.first, "clip")
+            progress.step(number + 1 - options.first, options.clips - options.first, "clip")
 
 
 if __name__ == "__main__":

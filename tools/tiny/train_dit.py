@@ -46,10 +46,10 @@ LEARNING_RATE = 2e-3
 SHIFT = 5.0
 BATCH_CELLS = 9600
 """Latent cells of a batch: 8 clips of 5 frames of 12 x 20, 1 of 13 frames of 16 x 28."""
-SIZE_SHARES = {"96x160": 0.65, "128x224": 0.35}
-"""Size of the clips -> share of the batches."""
-LONG_SHARE = 0.15
-"""Share of batches of whole clips; windows are longer than the usual 5 frames."""
+KIND_SHARES = {"96x160x17": 0.55, "96x160x49": 0.1, "128x224x49": 0.35}
+"""Kind of the clips -> share of the batches."""
+LONG_SHARE = 0.4
+"""Share of the batches of long clips that show them whole; the others show 5 latent frames."""
 SAVE_EVERY = 250
 
 
@@ -65,16 +65,16 @@ class Batch(NamedTuple):
     pose: Tensor | None
 
 
-def draw_batch(sizes: Sequence[Latents], step: int) -> Batch:
-    """Returns the batch of a step, from the clips of one of the sizes of `SIZE_SHARES`.
+def draw_batch(kinds: Sequence[Latents], step: int) -> Batch:
+    """Returns the batch of a step, from the clips of one of the kinds of `KIND_SHARES`.
 
     A twentieth of the batches has no reference, a quarter no pose. Those have less noise: in the
     recipe the pose is active in the first half of the steps.
     """
     rng = np.random.default_rng(step)
     generator = torch.Generator().manual_seed(step)
-    shares = np.array(list(SIZE_SHARES.values()))[: len(sizes)]
-    data = sizes[rng.choice(len(sizes), p=shares / shares.sum())]
+    shares = np.array(list(KIND_SHARES.values()))[: len(kinds)]
+    data = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
     whole = data.video.shape[2]
     frames = whole if rng.random() < LONG_SHARE else min(5, whole)
     size = max(1, BATCH_CELLS // (frames * data.video[0, 0, 0].numel()))
@@ -166,13 +166,13 @@ def train(out: Path, *, steps: int, clips: Sequence[int], device: str) -> Path:
     Args:
         out: folder of the run, with the latents of `tools.tiny.latents`.
         steps: of the whole run.
-        clips: how many of the clips of each size to use, in the order of `SIZE_SHARES`.
+        clips: how many of the clips of each kind to use, in the order of `KIND_SHARES`.
         device: "cpu" or "cuda".
     """
     progress = ConsoleProgress()
     data = [
-        read_latents(out / f"latents_{size}", count)
-        for size, count in zip(SIZE_SHARES, clips, strict=False)
+        read_latents(out / f"latents_{kind}", count)
+        for kind, count in zip(KIND_SHARES, clips, strict=False)
     ]
     model = ScailTransformer(CONFIG)
     start_weights(model)
@@ -226,7 +226,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run, with latents")
     parser.add_argument("--steps", type=int, default=12000, help="of the whole run")
     parser.add_argument(
-        "--clips", type=int, nargs="+", default=[600, 300], help="clips of each size to train on"
+        "--clips",
+        type=int,
+        nargs="+",
+        default=[900, 100, 160],
+        help="clips of each kind to train on",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
