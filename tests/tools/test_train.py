@@ -146,7 +146,9 @@ def test_a_stopped_training_ends_where_a_whole_one_does(
 
 
 def test_missing_latents_are_told_with_the_command(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"tools\.tiny\.latents .* --kind 96x160x17 --clips 3"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tools\.tiny\.latents .* --kind 96x160x17 --clips 3"
+    ):
         latents.read_latents(tmp_path / "latents_96x160x17", 3)
 
 
