@@ -4,6 +4,8 @@ Every part has one flat colour, far from every other part's and from the backgro
 shade the lamp gives, so that a part can be found by its colour. Characters whose shirt and trousers
 have certain pairs of hues belong to the test alone.
 
+Gloves and shoes are large, as in cartoons: at 96x160 pixels a true hand is half a latent wide.
+
 Lengths are millimetres; colours are RGB, 0 to 1 while chosen, 0 to 255 afterwards.
 """
 
@@ -185,15 +187,15 @@ def build_solids(character: Character, joints: Float64Array) -> Solids:
         add(hip, knee, 84 * thick, 66 * thick, leg)
         add(knee, ankle, 66 * thick, 54 * thick, leg)
         toe = joints[:, ankle] + 1.15 * (joints[:, foot] - joints[:, ankle])
-        shapes.append((joints[:, ankle], toe, 66.0, 52.0, shoe))
+        shapes.append((joints[:, ankle], toe, 84.0, 70.0, shoe))
     for shoulder, elbow, wrist, hand, sleeve, glove in (
         (17, 19, 21, 23, RIGHT_SLEEVE, RIGHT_GLOVE),
         (16, 18, 20, 22, LEFT_SLEEVE, LEFT_GLOVE),
     ):
-        add(shoulder, elbow, 62 * thick, 48 * thick, sleeve)
-        add(elbow, wrist, 48 * thick, 42 * thick, sleeve)
+        add(shoulder, elbow, 72 * thick, 62 * thick, sleeve)
+        add(elbow, wrist, 62 * thick, 56 * thick, sleeve)
         tip = joints[:, hand] + 0.5 * (joints[:, hand] - joints[:, wrist])
-        shapes.append((joints[:, wrist], tip, 48.0, 58.0, glove))
+        shapes.append((joints[:, wrist], tip, 72.0, 88.0, glove))
     shapes += _head_shapes(character, joints)
     start, end = (np.stack([shape[end] for shape in shapes], axis=1) for end in (0, 1))
     radii = np.array([shape[2:4] for shape in shapes], np.float64)

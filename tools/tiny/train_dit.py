@@ -68,7 +68,7 @@ class Batch(NamedTuple):
 def draw_batch(kinds: Sequence[Latents], step: int) -> Batch:
     """Returns the batch of a step, from the clips of one of the kinds of `KIND_SHARES`.
 
-    A twentieth of the batches has no reference, a quarter no pose. Those have less noise: in the
+    A twentieth of the batches has no reference, an eighth no pose. Those have less noise: in the
     recipe the pose is active in the first half of the steps.
     """
     rng = np.random.default_rng(step)
@@ -78,7 +78,7 @@ def draw_batch(kinds: Sequence[Latents], step: int) -> Batch:
     whole = data.video.shape[2]
     frames = whole if rng.random() < LONG_SHARE else min(5, whole)
     size = max(1, BATCH_CELLS // (frames * data.video[0, 0, 0].numel()))
-    with_pose, with_reference = rng.random() > 0.25, rng.random() > 0.05
+    with_pose, with_reference = rng.random() > 0.125, rng.random() > 0.05
     rows = torch.from_numpy(rng.integers(len(data.video), size=size))
     starts = rng.integers(whole - frames + 1, size=size) * (rng.random(size) > 0.25)
     video, pose = (
@@ -160,7 +160,9 @@ def look_at_pose(query: nn.Linear, key: nn.Linear, head_dim: int) -> None:
         layer.bias[:head_dim] = 2.0 * torch.stack((values.cos(), values.sin()), dim=1).flatten()
 
 
-def train(out: Path, *, steps: int, clips: Sequence[int], device: str) -> Path:
+def train(
+    out: Path, *, steps: int, clips: Sequence[int], device: str, cooldown: float = 0.3
+) -> Path:
     """Trains, or goes on training, and returns the file with the averaged weights.
 
     Args:
@@ -168,6 +170,7 @@ def train(out: Path, *, steps: int, clips: Sequence[int], device: str) -> Path:
         steps: of the whole run.
         clips: how many of the clips of each kind to use, in the order of `KIND_SHARES`.
         device: "cpu" or "cuda".
+        cooldown: share of the steps, at the end, in which the learning rate falls to 0.
     """
     progress = ConsoleProgress()
     data = [
@@ -186,7 +189,8 @@ def train(out: Path, *, steps: int, clips: Sequence[int], device: str) -> Path:
     losses: list[float] = []
     with progress.stage("train the transformer"):
         for step in range(first, steps):
-            set_rate(optimisers, LEARNING_RATE * learning_rate(step, steps, warmup=200))
+            rate = learning_rate(step, steps, warmup=200, cooldown=cooldown)
+            set_rate(optimisers, LEARNING_RATE * rate)
             loss = loss_of(model, to_device(draw_batch(data, step), device))
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -232,11 +236,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[900, 100, 160],
         help="clips of each kind to train on",
     )
+    parser.add_argument(
+        "--cooldown",
+        type=float,
+        default=0.3,
+        help="share of the steps in which the rate falls to 0",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    train(options.out, steps=options.steps, clips=options.clips, device=options.device)
+    train(
+        options.out,
+        steps=options.steps,
+        clips=options.clips,
+        device=options.device,
+        cooldown=options.cooldown,
+    )
 
 
 if __name__ == "__main__":
