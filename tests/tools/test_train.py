@@ -145,6 +145,28 @@ def test_a_stopped_training_ends_where_a_whole_one_does(
     assert [line["step"] for line in lines] == [3, 6]
 
 
+@pytest.mark.usefixtures("small")
+def test_the_rate_falls_in_the_share_of_steps_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train_dit.learning_rate
+    # The warmup is longer than this run.
+    monkeypatch.setattr(
+        train_dit,
+        "learning_rate",
+        lambda *at, warmup, cooldown: real(*at, warmup=1, cooldown=cooldown),
+    )
+    found = []
+    for cooldown in (0.3, 1.0):
+        folder = tmp_path / str(cooldown)
+        folder.mkdir()
+        path = train_dit.train(folder, steps=4, clips=[2], device="cpu", cooldown=cooldown)
+        kept = load_checkpoint(path)
+        assert kept is not None
+        found.append(kept["average"]["blocks.0.ffn.0.weight"])
+    assert not torch.equal(*found)
+
+
 def test_missing_latents_are_told_with_the_command(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"tools\.tiny\.latents .* --kind 96x160x17 --clips 3"
