@@ -17,12 +17,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-demo: $(VENV)/.installed  ## animate the example character with a real dance (about a minute on a CPU)
+demo: $(VENV)/.installed  ## make a drawn figure dance (under a minute on a CPU)
 	mkdir -p $(OUT)
 	$(BIN)/python -m xicon_infer.run --pipeline scail --preset tiny \
-		--image examples/character.png --track examples/dance_fullbody.npz \
-		--width 256 --height 448 --max-frames 97 --seed 1 \
+		--image examples/tiny_character.png --track examples/tiny_dance.npz \
+		--width 128 --height 224 --max-frames 97 --context-frames 49 --pose-end 1 --seed 1 \
 		--sheet --pose-preview --overwrite --output $(OUT)/demo.mp4
+	$(BIN)/python examples/demo_gif.py examples/tiny_character.png $(OUT)/demo.mp4 $(OUT)/demo.gif
 
 demo-all: demo  ## the demo, and one short video of every other pipeline (a few minutes on a CPU)
 	$(BIN)/python -m xicon_infer.run --pipeline steady_dancer --preset tiny \

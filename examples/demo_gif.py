@@ -18,7 +18,7 @@ from xicon_infer.media.video import read_clip
 from xicon_infer.media.write import atomic_path
 
 STRIDE = 2
-COLOURS = 160
+COLOURS = 256
 
 
 def main(picture: Path, video: Path, out: Path) -> None:
@@ -32,7 +32,10 @@ def main(picture: Path, video: Path, out: Path) -> None:
         line = np.asarray(Image.fromarray(drawn).resize((width, height), Image.Resampling.NEAREST))
         rows.append(Image.fromarray(np.concatenate([still, line, frame], axis=1)))
     sample = np.concatenate([np.asarray(row) for row in rows[:: max(1, len(rows) // 8)]])
-    palette = Image.fromarray(sample).quantize(COLOURS)
+    # By their area the background alone would take most of the palette, hence the square root.
+    shades, counts = np.unique(sample.reshape(-1, 3), axis=0, return_counts=True)
+    weighted = np.repeat(shades, np.ceil(counts**0.5).astype(int), axis=0)
+    palette = Image.fromarray(weighted[None]).quantize(COLOURS)
     pictures = [row.quantize(palette=palette, dither=Image.Dither.NONE) for row in rows]
     with atomic_path(out) as part:
         pictures[0].save(

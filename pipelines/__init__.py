@@ -25,7 +25,8 @@ def build_pipeline(name: str, preset: str = TINY, options: LoadOptions | None = 
 
     Args:
         name: "scail", "steady_dancer", "wan_i2v" or "wan_t2v".
-        preset: "tiny" (generated weights), or a preset of `weights_manifest.json`.
+        preset: "tiny" (small; trained for scail, random otherwise), or a preset of
+            `weights_manifest.json`.
         options: device, precision, folders and LoRAs; float32 on the CPU if None.
 
     Raises:

@@ -23,6 +23,7 @@ from pipelines.load_loras import set_loras as set_loras
 from pipelines.memory_plan import MemoryPlan
 from pipelines.prepared import describe, open_transformer
 from pipelines.storage import Storage
+from pipelines.tiny_trained import FILES, trained_states
 from xicon_infer.ahead import Later
 from xicon_infer.errors import WeightsError
 from xicon_infer.models import text, tiny_decoder, vae, vision, wan
@@ -127,24 +128,29 @@ def transformer_class(pipeline: str) -> type[WanTransformer]:
 
 
 def load_tiny(pipeline: str, options: LoadOptions | None = None) -> Components[Any]:
-    """Returns the tiny components of a pipeline: real classes, generated weights.
+    """Returns the tiny components of a pipeline: real classes, small.
+
+    Transformer and VAE of SCAIL are trained and shipped; all other weights are generated.
 
     Args:
         pipeline: as "scail".
         options: where and how; float32 on the CPU if None.
     """
     config = _TINY[pipeline]
-    states = {
-        "transformer": tiny.tiny_transformer_state(transformer_class(pipeline), config),
-        "vae": tiny.tiny_vae_state(),
-        "text_encoder": tiny.tiny_text_state(),
-    }
+    states: dict[str, State] = {"text_encoder": tiny.tiny_text_state()}
+    if pipeline == "scail":
+        states |= trained_states()
+    else:
+        states["transformer"] = tiny.tiny_transformer_state(transformer_class(pipeline), config)
+        states["vae"] = tiny.tiny_vae_state()
     if config.image_dim is not None:
         states["image_encoder"] = tiny.tiny_vision_state()
     options = options or LoadOptions()
     if options.decoder == "tiny":
         states["preview"] = tiny.tiny_decoder_state()
     sources = dict.fromkeys((*states, "tokenizer"), f"tiny {pipeline}, generated")
+    if pipeline == "scail":
+        sources |= {name: str(path) for name, path in FILES.items()}
     heads = tiny.TINY_VISION.num_heads
     return assemble(pipeline, states, tiny.tiny_tokens(), sources, options, vision_heads=heads)
 

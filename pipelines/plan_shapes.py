@@ -17,15 +17,18 @@ from xicon_infer.job import Job
 TINY_DIT = DitShape(
     128, 256, 2, 1, 20, image_tokens=17, pose_channels=20, text_dim=64, image_dim=64
 )
+TINY_SCAIL = replace(TINY_DIT, dim=256, ffn_dim=768, layers=6, heads=2)
+"""The trained one of `pipelines.tiny_trained`."""
 TINY_DITS: Mapping[str, DitShape] = MappingProxyType(
     {
-        "scail": TINY_DIT,
+        "scail": TINY_SCAIL,
         "steady_dancer": replace(TINY_DIT, in_channels=36, pose_channels=0),
         "wan_i2v": replace(TINY_DIT, in_channels=36, pose_channels=0),
         "wan_t2v": replace(TINY_DIT, in_channels=16, pose_channels=0, image_tokens=0),
     }
 )
 TINY_VAE = VaeShape(base=16)
+TINY_SCAIL_VAE = VaeShape(base=24, blocks=1)
 
 _DITS: Mapping[str, DitShape] = MappingProxyType(
     {
@@ -68,13 +71,20 @@ def sizes_of(job: Job, width: int, height: int, num_frames: int) -> Sizes:
     element = 4 if job.dtype == "fp32" or (job.dtype == "auto" and on_cpu) else 2
     return Sizes(
         dit=dit_of(job),
-        vae=TINY_VAE if tiny else formulas_vae.WAN_VAE,
+        vae=vae_of(job),
         width=width,
         height=height,
         num_frames=num_frames,
         matrix_bytes=1 if job.preset in _FP8_PRESETS else element,
         element_bytes=element,
     )
+
+
+def vae_of(job: Job) -> VaeShape:
+    """Returns the VAE of a job."""
+    if job.preset != "tiny":
+        return formulas_vae.WAN_VAE
+    return TINY_SCAIL_VAE if job.pipeline == "scail" else TINY_VAE
 
 
 def dit_of(job: Job) -> DitShape:

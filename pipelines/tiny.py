@@ -4,8 +4,9 @@ Nothing is shipped and nothing is downloaded: each tensor is drawn from a genera
 its own name, so that the same video comes out on every machine. The tensors carry the names and
 layouts of the published files and go through the same loading code as real weights.
 
-These weights are random. The pictures are noise; what the preset shows is that the whole
-machine runs, how long it takes, and that its files are right.
+These weights are random, so pictures are noise; what they show is that the whole machine runs, how
+long it takes, and that its files are right. SCAIL alone has a trained transformer and VAE
+(`pipelines.tiny_trained`) and takes only its encoders from here.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ _IMAGE_FIT_HELP = (
     "distort, or fill up"
 )
 _PRESET_HELP = (
-    "set of weights; tiny: random ones for a trial on any machine; `xicon-infer weights list` "
-    "shows what each needs"
+    "set of weights; tiny: small ones that need no file, for a trial on any machine (trained for "
+    "scail, random for the others); `xicon-infer weights list` shows what each needs"
 )
 _LORAS_HELP = (
     "LoRA as NAME-or-path[:strength]; may be repeated; 'none' for no LoRA (default: the "

@@ -180,7 +180,7 @@ def _sampling_rules(values: Mapping[str, Any]) -> tuple[_Rule, ...]:
     cache = ("step_cache_threshold", "step_cache_start", "step_cache_end")
     tiny, still = values["preset"] == "tiny", values["context_schedule"] == "static_standard"
     return (
-        (("transformer",), tiny, "with preset tiny, whose weights are generated"),
+        (("transformer",), tiny, "with preset tiny, which has weights of its own"),
         (condition, values["condition_guide_scale"] == 0, "at condition_guide_scale 0"),
         (("blocks_to_swap",), values["memory"] in ("resident", "offload"), "but with streaming"),
         (tiles, not values["tile"], "without 'tile'"),

@@ -135,10 +135,13 @@ def measure_large(
     rows = []
     for index, clip in enumerate(clips):
         frames = generate(pipeline, clip)
+        still = np.repeat(clip.reference[None], len(clip.frames), axis=0)
         rows.append(
             {
                 "large_pck": pose_agreement(frames, clip),
+                "large_pck_still_reference": pose_agreement(still, clip),
                 "large_pck_fine": pose_agreement(frames, clip, FINE),
+                "large_pck_fine_still_reference": pose_agreement(still, clip, FINE),
                 "large_identity_error": identity_error(frames, clip),
                 "large_flicker_ratio": flicker_ratio(frames, clip.frames),
                 "large_psnr_db": psnr(frames, clip.frames),
@@ -249,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny.evaluate", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--clips", type=int, default=24, help="short clips")
-    parser.add_argument("--large-clips", type=int, default=8, help="clips of 128x224x49")
+    parser.add_argument("--large-clips", type=int, default=24, help="clips of 128x224x49")
     parser.add_argument("--long-clips", type=int, default=4, help="clips of 121 frames")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(argv)

@@ -29,7 +29,7 @@ MANIFEST_NAME = "weights_manifest.json"
 FORMAT = 1
 
 TINY = "tiny"
-"""The preset that needs no file: generated weights."""
+"""The preset that needs no download: it travels with the package, or is generated."""
 
 OPTIONAL = ("preview",)
 """Components that no preset asks for, but an option."""
