@@ -165,7 +165,8 @@ def test_batched_and_sequential_guidance_agree(pipeline, image):
             assert batch_guidance(told, options) == together
             predict = make_predict(parts.transformer, told, options, windowed=False)
             results.append(predict(latents, t, 0))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    # With trained weights the results are of size one, and guidance of 3 enlarges the rounding.
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(results[0], results[2])
 
 
