@@ -89,6 +89,25 @@ def measure_vae(pipeline: ScailPipeline, clips: Sequence[Clip]) -> dict[str, flo
     return {"vae_psnr_db": float(np.mean(found)), "vae_psnr_worst_db": float(min(found))}
 
 
+def judge(frames: UInt8Array, clip: Clip) -> dict[str, float]:
+    """Returns the main figures of a video of the clip, and what its still reference would get."""
+    still = np.repeat(clip.reference[None], len(clip.frames), axis=0)
+    return {
+        "pck": pose_agreement(frames, clip),
+        "pck_still_reference": pose_agreement(still, clip),
+        "pck_fine": pose_agreement(frames, clip, FINE),
+        "pck_fine_still_reference": pose_agreement(still, clip, FINE),
+        "identity_error": identity_error(frames, clip),
+        "flicker_ratio": flicker_ratio(frames, clip.frames),
+        "psnr_db": psnr(frames, clip.frames),
+    }
+
+
+def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean of each figure over the clips."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
 def measure_short(
     pipeline: ScailPipeline, clips: Sequence[Clip], progress: Progress
 ) -> dict[str, float]:
@@ -99,33 +118,24 @@ def measure_short(
     rows: list[dict[str, float]] = []
     for index, clip in enumerate(clips):
         other = clips[(index + 1) % len(clips)]
-        frames = generate(pipeline, clip)
         without_pose = generate(pipeline, clip, pose_strength=0.0)
+        half_pose = generate(pipeline, clip, pose_end=0.5)
         wrong_pose = generate(pipeline, clip, track=other.track)
         wrong_character = generate(pipeline, clip, reference=other.reference)
-        still = np.repeat(clip.reference[None], len(clip.frames), axis=0)
         rows.append(
-            {
-                "pck": pose_agreement(frames, clip),
+            judge(generate(pipeline, clip), clip)
+            | {
                 "pck_truth": pose_agreement(clip.frames, clip),
-                "pck_still_reference": pose_agreement(still, clip),
-                "pck_fine": pose_agreement(frames, clip, FINE),
                 "pck_fine_truth": pose_agreement(clip.frames, clip, FINE),
-                "pck_fine_still_reference": pose_agreement(still, clip, FINE),
-                "pck_default_pose_end": pose_agreement(
-                    generate(pipeline, clip, pose_end=0.5), clip
-                ),
+                "pck_default_pose_end": pose_agreement(half_pose, clip),
                 "pck_without_pose": pose_agreement(without_pose, clip),
                 "pck_wrong_pose": pose_agreement(wrong_pose, clip),
-                "identity_error": identity_error(frames, clip),
                 "identity_error_truth": identity_error(clip.frames, clip),
                 "identity_error_shuffled": identity_error(wrong_character, clip),
-                "flicker_ratio": flicker_ratio(frames, clip.frames),
-                "psnr_db": psnr(frames, clip.frames),
             }
         )
         progress.step(index + 1, len(clips), "clip")
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return means(rows)
 
 
 def measure_large(
@@ -134,21 +144,9 @@ def measure_large(
     """Returns the main figures for clips of the size and length of the demo's windows."""
     rows = []
     for index, clip in enumerate(clips):
-        frames = generate(pipeline, clip)
-        still = np.repeat(clip.reference[None], len(clip.frames), axis=0)
-        rows.append(
-            {
-                "large_pck": pose_agreement(frames, clip),
-                "large_pck_still_reference": pose_agreement(still, clip),
-                "large_pck_fine": pose_agreement(frames, clip, FINE),
-                "large_pck_fine_still_reference": pose_agreement(still, clip, FINE),
-                "large_identity_error": identity_error(frames, clip),
-                "large_flicker_ratio": flicker_ratio(frames, clip.frames),
-                "large_psnr_db": psnr(frames, clip.frames),
-            }
-        )
+        rows.append(judge(generate(pipeline, clip), clip))
         progress.step(index + 1, len(clips), "clip")
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {f"large_{name}": value for name, value in means(rows).items()}
 
 
 def measure_long(
@@ -172,7 +170,7 @@ def measure_long(
             }
         )
         progress.step(index + 1, len(clips), "clip")
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return means(rows)
 
 
 def window_borders(num_frames: int) -> list[int]:
