@@ -7,6 +7,7 @@ Beside the whole, each saving is switched off alone ("without ..."), which gives
 one JSON file per size.
 
     python -m benchmarks.vae --device cpu --height 64 --width 64 --frames 9
+    python -m benchmarks.vae --device cpu --dim 24 --height 224 --width 128 --frames 17
     python -m benchmarks.vae --device cuda --dtype bfloat16 --sizes 832x480x81 672x416x81
 """
 
@@ -26,13 +27,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xicon_infer import formulas_vae
-from xicon_infer.models.vae import Kernels, WanVAE
+from xicon_infer.models import vae_layers
+from xicon_infer.models.vae import Kernels, VAEConfig, WanVAE
 from xicon_infer.models.vae_layers import Upsample, fold_doubling, layer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +86,9 @@ def run_size(models: Models, args: argparse.Namespace) -> Path:
     """
     report: dict[str, Any] = describe(args)
     report["kernels"] = models.fast.why_not_fused() or "triton"
-    name = f"vae_{args.device}_{args.width}x{args.height}x{args.frames}_{args.dtype}.json"
+    narrow = "" if args.dim == VAEConfig().dim else f"_dim{args.dim}"
+    size = f"{args.width}x{args.height}x{args.frames}"
+    name = f"vae_{args.device}{narrow}_{size}_{args.dtype}.json"
     path: Path = args.out / name
     path.parent.mkdir(parents=True, exist_ok=True)
     report["switches"] = {}
@@ -108,6 +113,12 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dim",
+        type=int,
+        default=VAEConfig().dim,
+        help="width of the VAE; 24: the tiny one",
+    )
     parser.add_argument("--height", type=int, default=64, help="pixels, a multiple of 8")
     parser.add_argument("--width", type=int, default=64, help="pixels, a multiple of 8")
     parser.add_argument("--frames", type=int, default=9, help="4n + 1")
@@ -127,10 +138,10 @@ def build_models(args: argparse.Namespace) -> Models:
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     torch.manual_seed(args.seed)
-    theirs = AutoencoderKLWan()
+    theirs, config = AutoencoderKLWan(base_dim=args.dim), VAEConfig(dim=args.dim)
     weights = theirs.state_dict()
     with torch.device("meta"):
-        fast, unordered, plain = WanVAE(fast=True), WanVAE(fast=True), WanVAE(fast=False)
+        fast, unordered, plain = (WanVAE(config, fast=fast) for fast in (True, True, False))
     # diffusers renames our keys; numbers in place of the tensors tell which became which.
     ours = list(fast.state_dict())
     renamed = convert_wan_vae_to_diffusers({name: torch.tensor(i) for i, name in enumerate(ours)})
@@ -183,9 +194,21 @@ def candidates(task: str, models: Models, args: argparse.Namespace) -> list[Cand
         *(Candidate(f"{FAST}{chunk}", our(fast, chunk)) for chunk in sorted(args.chunks)),
         Candidate(f"{WITHOUT}channels last weights", our(unordered, longest)),
     ]
+    if args.device == "cpu":
+        found.append(Candidate(f"{WITHOUT}oneDNN by name", without_onednn(our(fast, longest))))
     if not fast.why_not_fused():
         found.append(Candidate(f"{WITHOUT}fused kernels", our(fast, longest, "eager")))
     return found
+
+
+def without_onednn(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Returns the call with the convolutions that torch chooses by itself."""
+
+    def plain() -> Tensor:
+        with mock.patch.object(vae_layers, "has_onednn", lambda: False):
+            return run()
+
+    return plain
 
 
 def switches(results: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -206,7 +229,7 @@ def switches(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def measure(task: str, found: list[Candidate], args: argparse.Namespace) -> dict[str, Any]:
     """Returns seconds, peak memory and difference to the baseline of each candidate."""
-    flop = FLOPS[task](args.width, args.height, args.frames)
+    flop = FLOPS[task](args.width, args.height, args.frames, formulas_vae.VaeShape(args.dim))
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in found}
     results: dict[str, dict[str, Any]] = {}
     reference = torch.empty(0)

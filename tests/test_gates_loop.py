@@ -24,7 +24,9 @@ from xicon_infer.sampling.cache_options import CacheOptions
 from xicon_infer.sampling.windows import ContextOptions
 from xicon_infer.types import SilentProgress
 
-STEPS = 12
+STEPS = 4
+CACHED_STEPS = 12
+"""The fewest that a step cache takes."""
 SIDE = 32
 WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
 NAMES = ("scail", "steady_dancer", "wan_i2v", "wan_t2v")
@@ -57,7 +59,8 @@ def networks(name: str):
 def told_of(name: str, frames: int, **changes: Any):
     """Returns the networks, what the transformer is told, and the options."""
     parts, quiet = networks(name), SilentProgress()
-    common = {"width": SIDE, "height": SIDE, "num_inference_steps": STEPS, "seed": 1}
+    steps = CACHED_STEPS if "step_cache" in changes else STEPS
+    common = {"width": SIDE, "height": SIDE, "num_inference_steps": steps, "seed": 1}
     common |= {"scheduler": "dpm++_sde", "guidance_scale": 1.0, **changes}
     films = np.zeros((frames, SIDE, SIDE, 3), np.uint8)
     if name == "scail":
@@ -134,8 +137,9 @@ def test_the_host_never_waits_for_the_device(name: str, case: str) -> None:
         assert reads <= 1
         return
     assert reads == 0
-    noise = STEPS if options.scheduler == "dpm++_sde" else 0
-    shares = STEPS if "context" in CASES[case] else 0
+    steps = options.num_inference_steps
+    noise = steps if options.scheduler == "dpm++_sde" else 0
+    shares = steps if "context" in CASES[case] else 0
     start_and_tables = 12
     indices = found.seen["index_select"] * 2  # windows with gaps are addressed by number
     assert found.sent <= noise + shares + start_and_tables + indices

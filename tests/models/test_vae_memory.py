@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.models.vae_cases import CudnnLayout, Meter, PlainKernels, noise, tiny_vae
-from xicon_infer.models import vae
+from xicon_infer.models import vae, vae_layers
 from xicon_infer.models.vae import VAEConfig
 from xicon_infer.models.vae_layers import (
     AttentionBlock,
@@ -80,6 +80,12 @@ COPIES = ("copy_", "clone", "cat", "fill_", "zero_")
 def plain_kernels(monkeypatch):
     monkeypatch.setattr(vae_kernels, "_triton", lambda: PlainKernels)
     monkeypatch.setattr(vae, "why_not_fused", lambda *_: "")
+
+
+@pytest.fixture(autouse=True)
+def convolutions_of_a_gpu(monkeypatch):
+    """What is counted here is what a GPU does, which has no oneDNN."""
+    monkeypatch.setattr(vae_layers, "has_onednn", lambda: False)
 
 
 def steady_decode(model, chunk=1):

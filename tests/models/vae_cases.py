@@ -15,7 +15,7 @@ from xicon_infer.ops import vae_kernels
 TINY = VAEConfig(dim=4, z_dim=4)
 
 
-def tiny_vae(config=TINY, *, dtype=torch.float32, fast=None, seed=0, **kwargs) -> WanVAE:
+def tiny_vae(config=TINY, *, dtype=torch.float32, fast=False, seed=0, **kwargs) -> WanVAE:
     """A VAE with random weights and random gains; the seed fixes them whatever the dtype."""
     generator = torch.Generator().manual_seed(seed)
     vae = WanVAE(config, fast=fast, **kwargs)

@@ -44,8 +44,8 @@ class WanVAE(nn.Module):
         config: the sizes.
         means: z numbers; None for the published ones (z = 16) or zeros (other z).
         stds: z numbers; None for the published ones or ones.
-        fast: the order of computation, see `vae_layers`; None is fast anywhere but on the CPU, so
-            that the CPU reproduces the reference.
+        fast: the order of computation, see `vae_layers`; False reproduces the reference bit for
+            bit on a CPU.
         kernels: what the fast order runs between convolutions: "triton" the kernels of
             `ops.vae_kernels`, "eager" plain operations, "auto" the kernels on a GPU where they
             agree with the plain operations.
@@ -62,7 +62,7 @@ class WanVAE(nn.Module):
         *,
         means: Iterable[float] | None = None,
         stds: Iterable[float] | None = None,
-        fast: bool | None = None,
+        fast: bool = True,
         kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
@@ -89,9 +89,8 @@ class WanVAE(nn.Module):
         Raises:
             BackendUnavailable: kernels "triton" do not run here; says why.
         """
-        fast = self.conv2.weight.device.type != "cpu" if self.fast is None else self.fast
-        fused = fast and not self.why_not_fused()
-        return State(fast=fast, fused=fused, scratch=scratch or Scratch())
+        fused = self.fast and not self.why_not_fused()
+        return State(fast=self.fast, fused=fused, scratch=scratch or Scratch())
 
     def why_not_fused(self, device: torch.device | None = None) -> str:
         """Returns "" if the fast order runs kernels of its own, else why it does not.
