@@ -16,7 +16,13 @@ from pipelines.memory import Allowed, MemoryPlan, choose_memory
 from pipelines.memory_needs import Pipeline, Storage, Workload, needs_of
 from pipelines.plan_memory import memory_for, memory_lines, workload_of
 from pipelines.plan_shapes import Sizes, sizes_of
-from pipelines.plan_stages import batch_of, decoder_notes, kept_tokens, sampling_stages
+from pipelines.plan_stages import (
+    batch_of,
+    decoder_notes,
+    device_notes,
+    kept_tokens,
+    sampling_stages,
+)
 from pipelines.plan_steps import cache_of, context_of, plan_steps
 from pipelines.plan_types import FilePlan, Plan, StagePlan, StepPlan, file_plan
 from pipelines.plan_windows import cache_works, idle_options
@@ -91,7 +97,7 @@ def make_plan(job: Job, *, search_dirs: Sequence[Path] = (), gpu: str | None = N
         outputs=job.outputs(),
         warnings=(*job.warnings, *warnings),
         settings=job.settings(),
-        notes=(*plan_pose.pose_notes(job), *decoder_notes(job)),
+        notes=(*plan_pose.pose_notes(job), *decoder_notes(job), *device_notes(job)),
         memory=tuple(memory_lines(memory, gpu)) if memory is not None and gpu else (),
         skips=cache_works(cache_of(job), context, num_frames),
     )

@@ -10,6 +10,7 @@ from pipelines.plan_types import StagePlan, StepPlan
 from pipelines.plan_windows import cached_tokens
 from xicon_infer import formulas, formulas_vae
 from xicon_infer.job import Job
+from xicon_infer.job_fields_machine import ATTENTION_POLICIES
 from xicon_infer.types import latent_frames
 
 LORA_RANK = 64
@@ -50,6 +51,24 @@ def decoder_notes(job: Job) -> tuple[str, ...]:
     if job.vae_chunk != "auto":
         notes.append("the stages do not count 'vae_chunk'; the plan for a card (--gpu) does")
     return tuple(notes)
+
+
+def device_notes(job: Job) -> tuple[str, ...]:
+    """Returns which choices nobody looked at: a plan imports no PyTorch and asks no device."""
+    chosen = [
+        f"{field} {value!r}"
+        for field, value, anywhere in (
+            ("attention", job.attention, {*ATTENTION_POLICIES, "math"}),
+            ("kernels", job.kernels, {"auto", "eager"}),
+        )
+        if value not in anywhere
+    ]
+    if not chosen:
+        return ()
+    return (
+        f"whether {' and '.join(chosen)} can run is seen when the job starts; "
+        "`xicon-infer doctor` lists what runs here",
+    )
 
 
 def batched(job: Job, sizes: Sizes) -> bool:

@@ -146,6 +146,22 @@ def test_the_plan_says_what_decoding_leaves_out() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
+        ({"attention": "auto8", "kernels": "eager"}, ""),
+        ({"attention": "torch_flash3"}, "attention 'torch_flash3' can run"),
+        ({"kernels": "triton"}, "kernels 'triton' can run"),
+        ({"attention": "sage", "kernels": "compile"}, "attention 'sage' and kernels 'compile' can"),
+    ],
+    ids=str,
+)
+def test_the_plan_says_that_it_asks_no_device(values, told) -> None:
+    plan = make_plan(job_of(**values))
+    assert [told in note and "doctor" in note for note in plan.notes] == [True] * bool(told)
+    assert (told in format_plan(plan)) or not told
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
         ({"num_inference_steps": 1, "pose_end": 0.9}, ["pose_end"]),
         ({"num_inference_steps": 1, "pose_start": 0.2}, []),  # no step has the pose
         ({"num_inference_steps": 1, "ref_end": 0.3}, ["ref_end"]),
