@@ -21,3 +21,8 @@ def pytest_collection_finish() -> None:
     """Hides what was collected from the garbage collector."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Gives it back: modules that count their objects at the end would report leaks."""
+    gc.unfreeze()

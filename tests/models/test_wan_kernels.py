@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -15,26 +10,10 @@ from xicon_infer.errors import BackendUnavailable
 from xicon_infer.ops import fused_choice
 from xicon_infer.ops.linear import Fp8Linear, quantize_weight
 
-ROOT = Path(__file__).parents[2]
-
 
 def velocity(model, frames=2):
     context = model.encode_context([normal(5, 24, seed=1)])
     return model(normal(1, 16, frames, 4, 6), torch.tensor([500.0]), context)
-
-
-def test_blocks_with_the_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/models/blocks_interpreted.py"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 def test_the_request_reaches_the_blocks():

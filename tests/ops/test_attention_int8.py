@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,23 +12,8 @@ from xicon_infer.ops import attention_int8
 from xicon_infer.ops.attention_gate import TOLERANCE, gate_error, gate_inputs, gate_reason
 from xicon_infer.ops.attention_int8 import emulate, int8_attention
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 ROUGH = functools.partial(emulate, smooth=False)
-
-
-def test_the_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
-    file = "tests/ops/attention_int8_interpreted.py"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,22 +12,7 @@ from xicon_infer.errors import BackendUnavailable
 from xicon_infer.ops import fused_choice, fused_eager
 from xicon_infer.ops.fused_choice import KERNELS, choose_kernels, kernels_problem, probe_kernels
 
-ROOT = Path(__file__).parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def test_the_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/fused_interpreted.py"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 def test_the_cpu_is_eager():

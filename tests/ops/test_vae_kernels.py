@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -20,22 +15,6 @@ from xicon_infer.ops.vae_kernels import (
     interleave,
     why_not_fused,
 )
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_the_kernels_in_the_interpreter():
-    pytest.importorskip("triton")
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/vae_kernels_interpreted.py"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
