@@ -95,6 +95,7 @@ def test_a_grid_has_the_tokens_it_is_named_for(tokens):
     assert frames * rows * columns == tokens
 
 
+@pytest.mark.slow  # three processes, one after the other
 def test_dit_writes_a_complete_result(monkeypatch, tmp_path):
     words = ["--tiny", "--turns", 1, "--rounds", 1, "--tokens", 32]
     run(monkeypatch, dit, *words, "--candidates", "B0", "O3r", "O1@cudnn", "--out", tmp_path)

@@ -59,11 +59,12 @@ def test_the_vae_keeps_pictures() -> None:
 def test_the_figure_follows_the_pose() -> None:
     clips = [clip_of(index) for index in range(CLIPS)]
     followed = mean([pose_agreement(video_of(i), clip) for i, clip in enumerate(clips)])
-    blind = mean([pose_agreement(generate(pipeline(), c, pose_strength=0.0), c) for c in clips])
+    two = clips[:2]  # what is far off needs fewer
+    blind = mean([pose_agreement(generate(pipeline(), c, pose_strength=0.0), c) for c in two])
     wrong = mean(
         [
             pose_agreement(generate(pipeline(), c, track=clips[i - 1].track), c)
-            for i, c in enumerate(clips)
+            for i, c in enumerate(two)
         ]
     )
     assert followed >= 0.8
