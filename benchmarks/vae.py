@@ -117,7 +117,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--dim",
         type=int,
         default=VAEConfig().dim,
-        help="width of the VAE; 24: the tiny one",
+        help="width of the first level; tiny: 24",
     )
     parser.add_argument("--height", type=int, default=64, help="pixels, a multiple of 8")
     parser.add_argument("--width", type=int, default=64, help="pixels, a multiple of 8")

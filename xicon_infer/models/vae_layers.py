@@ -323,8 +323,8 @@ def convolve(
 ) -> Tensor:
     """Returns conv3d of a video [B, C, T, H, W], on every CPU by the fast kernels.
 
-    For one video with B * C * T * H up to 20480, torch takes a kernel of its own that is up to 17
-    times slower than oneDNN's (pytorch/pytorch: aten/src/ATen/native/Convolution.cpp).
+    For one video with B * C * T * H up to 20480, torch takes a kernel of its own that is much
+    slower than oneDNN's (pytorch/pytorch: aten/src/ATen/native/Convolution.cpp; benchmarks/vae.py).
     """
     if video.device.type == "cpu" and video.dtype == torch.float32 and has_onednn():
         ones = (1, 1, 1)
